@@ -1,0 +1,1 @@
+"""Baton: prefill and decode of large language models in separate gRPC services."""

@@ -1,0 +1,1 @@
+"""gRPC plumbing shared by all services: server factory, status mapping, health, deadlines."""
