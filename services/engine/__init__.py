@@ -1,0 +1,1 @@
+"""The model engine: blocks, paged KV, attention, runner, sampler. Knows nothing of gRPC or of other processes."""

@@ -1,0 +1,1 @@
+"""Attention over packed tokens and paged KV: one signature, several backends."""
