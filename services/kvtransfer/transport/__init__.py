@@ -1,0 +1,1 @@
+"""Transports that carry tensors between two workers: gloo, NCCL and memory."""
