@@ -1,0 +1,1 @@
+"""The prefill tier: runs prompts to their first token and serves their KV."""
