@@ -1,0 +1,1 @@
+"""The decode tier: takes KV over and runs requests to their end."""

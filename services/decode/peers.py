@@ -1,0 +1,100 @@
+"""Keeps channels open to the prefill workers that are known, so that no request waits for a set-up."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Protocol
+
+from services.common.log import get_logger
+from services.common.types import Membership, Tier, WorkerInfo
+
+# Time that whoever knows the peers has to name them; a directory that is away must not keep a worker from serving.
+_HEAR_TIMEOUT_S = 2.0
+
+_log = get_logger(__name__)
+
+
+class Channels(Protocol):
+    """What the sink offers for it."""
+
+    async def connect(self, worker: WorkerInfo) -> None:
+        """Opens a channel, or keeps the open one; a new incarnation replaces the old one."""
+        ...
+
+    async def disconnect(self, worker_id: str) -> None:
+        """Drops the channel."""
+        ...
+
+
+class Peers:
+    """Follows the membership for one decode worker; owns one task.
+
+    Args:
+        watch: Yields the membership, now and after each change: a directory's, or addresses given by hand.
+        worker_id: Of this worker, whose refused pairs are left out.
+        channels: Where channels are opened.
+    """
+
+    def __init__(self, watch: Callable[[], AsyncGenerator[Membership]], worker_id: str, channels: Channels) -> None:
+        self._watch = watch
+        self._worker_id = worker_id
+        self._channels = channels
+        self._known: Mapping[str, WorkerInfo] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._heard = asyncio.Event()
+        self._tried = asyncio.Event()
+
+    def start(self) -> None:
+        """Begins to follow."""
+        self._task = asyncio.create_task(self._follow(), name="decode-peers")
+
+    async def settle(self, timeout_s: float) -> None:
+        """Waits until a channel to every peer known at the start is proven or has failed, at most so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(_HEAR_TIMEOUT_S):
+                    await self._heard.wait()
+                await self._tried.wait()
+        if not self._tried.is_set():
+            _log.warning("peers_not_settled", peers=len(self._known))
+
+    async def close(self) -> None:
+        """Stops following; open channels are the sink's to close."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def stats(self) -> dict[str, int]:
+        """Prefill workers that are followed."""
+        return {"peers": len(self._known)}
+
+    async def _follow(self) -> None:
+        async with contextlib.aclosing(self._watch()) as memberships:
+            async for membership in memberships:
+                await self._apply(membership)
+
+    async def _apply(self, membership: Membership) -> None:
+        self._heard.set()
+        wanted = wanted_peers(membership, self._worker_id)
+        for worker_id in self._known.keys() - wanted.keys():
+            await self._channels.disconnect(worker_id)
+        fresh = [worker for worker_id, worker in wanted.items() if self._known.get(worker_id) != worker]
+        self._known = wanted
+        await asyncio.gather(*(self._connect(worker) for worker in fresh))
+        self._tried.set()
+
+    async def _connect(self, worker: WorkerInfo) -> None:
+        try:
+            await self._channels.connect(worker)
+        except Exception as error:  # noqa: BLE001 - one peer that cannot be reached must not stop the others
+            _log.warning("peer_connect_failed", peer=worker.worker_id, error=str(error))
+
+
+def wanted_peers(membership: Membership, worker_id: str) -> dict[str, WorkerInfo]:
+    """Prefill workers that a decode worker may take KV from: those whose layouts fit."""
+    refused = {pair.prefill_worker_id for pair in membership.refused_pairs if pair.decode_worker_id == worker_id}
+    return {
+        worker.worker_id: worker
+        for worker in membership.workers
+        if worker.tier is Tier.PREFILL and worker.worker_id not in refused
+    }
