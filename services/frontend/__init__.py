@@ -1,0 +1,1 @@
+"""The frontend: public API, tokenizer, router and request pipeline. Never torch."""
