@@ -1,0 +1,1 @@
+"""Measures Baton: clusters through the public API, and the engine and the handoff alone. See README.md."""

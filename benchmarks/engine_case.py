@@ -1,0 +1,119 @@
+"""An engine without a service around it, and what its benchmarks share: options, block tables, counts of the model."""
+
+import argparse
+import math
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.flags import count, whole
+from benchmarks.weights import WeightCounts, count_weights
+from services.common.checkpoint import resolve_checkpoint
+from services.common.config import ConfigError
+from services.common.sampling import SamplingParams
+from services.engine.batch import BatchItem, ItemResult, SampleSpec
+from services.engine.config import EngineConfig
+from services.engine.engine import Engine, load_engine
+from services.engine.support import read_config
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One point of a sweep: how many requests, and their tokens (prompt or context)."""
+
+    batch: int
+    tokens: int
+
+
+class EngineCase:
+    """A loaded engine with KV for `max_batch` requests of `max_tokens`; its KV holds noise instead of prompts.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it or the memory does not allow it.
+    """
+
+    def __init__(self, options: argparse.Namespace, max_batch: int, max_tokens: int, step_tokens: int) -> None:
+        checkpoint = resolve_checkpoint(options.model)
+        config = EngineConfig(
+            checkpoint=checkpoint,
+            dtype=options.dtype,
+            device=options.device,
+            max_model_len=max_tokens,
+            max_num_seqs=max_batch,
+            max_num_batched_tokens=max(max_batch, step_tokens),
+            num_threads=options.threads,
+        )
+        self.engine: Engine = load_engine(config)
+        self.dtype = self.engine.kv.tensor.dtype
+        self.device = self.engine.kv.device
+        self.weights: WeightCounts = count_weights(checkpoint, self.engine.limits.vocab_size)
+        self.num_heads: int = read_config(checkpoint).get_text_config().num_attention_heads
+        self.engine.kv.tensor.normal_()
+
+    def block_tables(self, batch: int, tokens: int) -> list[list[int]]:
+        """Blocks of their own for each request.
+
+        Raises:
+            ConfigError: there are not enough.
+        """
+        each = math.ceil(tokens / self.engine.layout.block_size)
+        if batch * each > self.engine.limits.num_blocks:
+            wanted = f"{batch} requests of {tokens} tokens take {batch * each} KV blocks"
+            raise ConfigError(f"{wanted}, there is memory for {self.engine.limits.num_blocks}; ask for less")
+        return [list(range(index * each, (index + 1) * each)) for index in range(batch)]
+
+    def feed(self, items: Sequence[BatchItem]) -> list[ItemResult]:
+        """One step; results are on the host when it returns.
+
+        Raises:
+            RuntimeError: an item failed.
+        """
+        results = self.engine.step(items)
+        failed = next((result.error for result in results if result.error is not None), None)
+        if failed is not None:
+            raise RuntimeError("the engine could not sample") from failed
+        return results
+
+    def describe(self) -> dict[str, object]:
+        """What was measured, for the report."""
+        layout = self.engine.layout
+        return {
+            "fingerprint": layout.model_fingerprint,
+            "dtype": layout.dtype,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "block_size": layout.block_size,
+            "matrix_elements": self.weights.matrices,
+            "head_elements": self.weights.head,
+            "kv_bytes_per_token": layout.token_elements * self.dtype.itemsize,
+        }
+
+
+def one_sample(index: int) -> tuple[SampleSpec, ...]:
+    """Asks for the most likely next token."""
+    return (SampleSpec(sampling=GREEDY, choice=0, index=index),)
+
+
+def engine_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Options that every benchmark of the engine has."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {name}",
+        description=description,
+    )
+    add = parser.add_argument
+    add("--model", default="demo", help="checkpoint: demo, a directory or a hub id (%(default)s)")
+    add("--dtype", default="auto", help="element type of weights and KV (%(default)s)")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 and so on (%(default)s)")
+    add("--threads", type=whole, default=0, help="threads of torch; 0 leaves torch's own choice (%(default)s)")
+    add(
+        "--rounds",
+        type=count,
+        default=3,
+        help="times that every case and every limit is measured; medians are shown (%(default)s)",
+    )
+    add("--out", type=pathlib.Path, help="file for the results, as JSON; by default a new one in .baton/bench")
+    return parser

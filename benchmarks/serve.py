@@ -1,0 +1,146 @@
+"""Measures serving through the public API: the same requests to each target in turn, several rounds, medians.
+
+Local clusters run side by side on the same cores, and only one is asked at a time. Every round has new prompts, the
+same ones for every target, so that no prefix cache answers; the order of the targets turns round with each round, so
+that a drift of the machine falls on all of them.
+"""
+
+import asyncio
+import contextlib
+import random
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.clusters import Target, local_clusters
+from benchmarks.load import Load, Run
+from benchmarks.plan import Plan, ordinary_tokens, random_prompt
+from benchmarks.progress import make_progress
+from benchmarks.report import write_report
+from benchmarks.serve_options import ServeOptions, parse_options
+from benchmarks.stats import medians
+from benchmarks.summary import STAGES, figures
+from services.cli.local_cluster import ClusterFailed
+from services.common.checkpoint import read_model_facts, resolve_checkpoint
+from services.common.config import ConfigError
+from services.frontend.client import GenerationClient
+
+ROWS = {
+    "completed": "completed requests",
+    "failed": "failed requests",
+    "colocated_requests": "requests that one worker ran alone, a round",
+    "request_throughput": "requests/s",
+    "output_throughput": "output tokens/s",
+    "total_token_throughput": "all tokens/s",
+    "median_ttft_ms": "TTFT median, ms",
+    "p99_ttft_ms": "TTFT p99, ms",
+    "median_tpot_ms": "TPOT median, ms",
+    "p99_tpot_ms": "TPOT p99, ms",
+    "median_itl_ms": "ITL median, ms",
+    "p99_itl_ms": "ITL p99, ms",
+    "median_e2el_ms": "end to end median, ms",
+    "p99_e2el_ms": "end to end p99, ms",
+    **{f"median_{stage}_ms": f"  stage {stage} median, ms" for stage in STAGES},
+    "median_ttft_overhead_ms": "TTFT beyond queue and prefill, ms",
+    "slo_attainment": "SLO attainment",
+    "request_goodput": "good requests/s",
+}
+# Open-loop requests that left later than this say more about the load generator than about the target.
+MAX_SEND_LAG_MS = 20.0
+
+Rounds = dict[str, list[Run]]
+Result = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints and writes; 1 where a target completed nothing, 2 where it could not be started or asked."""
+    options = parse_options(argv)
+    try:
+        found = asyncio.run(measure(options))
+    except (ConfigError, ClusterFailed) as error:
+        sys.stderr.write(f"benchmarks: {error}\n")
+        return 2
+    results = {name: _result(options, runs) for name, runs in found.items()}
+    path = write_report("serve", argv, options.out, {"workload": options.described, "results": results})
+    show(results)
+    sys.stdout.write(f"written to {path}\n")
+    return 0 if all(result["completed"] for result in results.values()) else 1
+
+
+async def measure(options: ServeOptions) -> Rounds:
+    """Every run of every target, warm-up left out.
+
+    Raises:
+        ConfigError: there is no such checkpoint, or it cannot hold the longest request.
+        ClusterFailed: a local cluster did not become ready.
+    """
+    checkpoint = resolve_checkpoint(options.model)
+    facts = read_model_facts(checkpoint)
+    if options.plan.longest > facts.max_position:
+        raise ConfigError(f"a request takes {options.plan.longest} tokens, the model at most {facts.max_position}")
+    tokens = ordinary_tokens(facts.vocab_size, facts.eos_token_ids)
+    async with contextlib.AsyncExitStack() as stack:
+        if options.address:
+            targets = [Target("frontend", options.address)]
+        else:
+            wanted = local_clusters(options.clusters, checkpoint, options.dtype, options.start_timeout_s)
+            targets = await stack.enter_async_context(wanted)
+        clients = {each.name: await stack.enter_async_context(GenerationClient(each.address)) for each in targets}
+        progress = stack.enter_context(make_progress())
+        return await _rounds(options, clients, tokens, progress)
+
+
+async def _rounds(
+    options: ServeOptions, clients: dict[str, GenerationClient], tokens: Sequence[int], progress: Progress
+) -> Rounds:
+    found: Rounds = {name: [] for name in clients}
+    warmup = Plan(options.plan.requests[: options.warmups], max(1, options.warmups))
+    for index in range(-1 if warmup.requests else 0, options.rounds):
+        plan = warmup if index < 0 else options.plan
+        prompts = _prompts(plan, tokens, f"prompts/{options.seed}/{index}")
+        for name in list(clients) if index % 2 == 0 else reversed(clients):
+            title = f"{name}: warm-up" if index < 0 else f"{name}: round {index + 1} of {options.rounds}"
+            task = progress.add_task(title, total=len(plan.requests))
+            run = await Load(clients[name], options.timeout_s, partial(progress.advance, task)).run(plan, prompts)
+            if index >= 0:
+                found[name].append(run)
+    return found
+
+
+def _prompts(plan: Plan, tokens: Sequence[int], seed: str) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [random_prompt(rng, request.prompt_tokens, tokens) for request in plan.requests]
+
+
+def _result(options: ServeOptions, runs: Sequence[Run]) -> Result:
+    """Medians over the rounds, and each round; completed and failed requests are added up, so that none is hidden."""
+    rounds = [figures(run, options.slo) for run in runs]
+    errors = sum((run.errors for run in runs), Counter[str]())
+    totals = {name: sum(each[name] for each in rounds) for name in ("completed", "failed")}
+    return {**medians(rounds), **totals, "errors": dict(errors), "rounds": rounds}
+
+
+def show(results: Mapping[str, Result]) -> None:
+    """Prints a row for each figure, a column for each target, and the ratio of the first two targets."""
+    table = Table("", box=None)
+    for name in [*results, *(["ratio"] if len(results) == 2 else [])]:
+        table.add_column(name, justify="right")
+    for key, title in ROWS.items():
+        values = [result[key] for result in results.values() if key in result]
+        if len(values) == len(results):
+            ratio = [f"{values[0] / values[1]:.2f}" if values[1] >= 0.01 else "–"] if len(values) == 2 else []
+            table.add_row(
+                title, *(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in values), *ratio
+            )
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    for name, result in results.items():
+        if result["errors"]:
+            sys.stdout.write(f"{name}: failed with {result['errors']}\n")
+        if result.get("max_send_lag_ms", 0.0) > MAX_SEND_LAG_MS:
+            sys.stdout.write(f"{name}: requests left up to {result['max_send_lag_ms']:.0f} ms late; lower the rate\n")
