@@ -1,0 +1,91 @@
+"""`python -m benchmarks` as a user runs it, with very few requests: it measures something and says on what."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PERCENTILES = {
+    f"{statistic}_{metric}_ms"
+    for statistic in ("mean", "median", "std", "p95", "p99")
+    for metric in ("ttft", "tpot", "itl", "e2el")
+}
+STAGES = {f"median_{stage}_ms" for stage in ("queue", "prefill", "handoff", "admission", "decode")}
+FIGURES = {
+    "completed", "failed", "duration", "total_input_tokens", "total_output_tokens", "request_throughput",
+    "output_throughput", "total_token_throughput", "slo_attainment", "request_goodput",
+}  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a benchmark to its end."""
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+
+
+def test_both_clusters_are_measured_in_one_run(tmp_path: pathlib.Path) -> None:
+    """Split and colocated answer the same requests; the report has every figure, the machine and the command."""
+    out = tmp_path / "found.json"
+    sizes = ("--requests", "3", "--concurrency", "2", "--prompt-tokens", "20:40", "--output-tokens", "5")
+    done = bench(*sizes, "--rounds", "2", "--slo-ttft-ms", "60000", "--slo-tpot-ms", "60000", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["benchmark"] == "serve"
+    assert "--requests 3" in report["command"]
+    assert {"processor", "cores", "python", "versions", "commit"} <= report["machine"].keys()
+    assert report["workload"]["num_prompts"] == 3
+    assert set(report["results"]) == {"split", "colocated"}
+    for result in report["results"].values():
+        assert result.keys() >= FIGURES | PERCENTILES | STAGES
+        assert (result["completed"], result["failed"], result["errors"]) == (6, 0, {})
+        assert (result["total_output_tokens"], result["total_cached_tokens"]) == (15, 0)
+        assert result["slo_attainment"] == 1.0
+        assert len(result["rounds"]) == 2
+    split, colocated = (report["results"][name] for name in ("split", "colocated"))
+    assert split["total_input_tokens"] == colocated["total_input_tokens"]
+    assert (split["colocated_requests"], colocated["colocated_requests"]) == (0, 3)
+    assert split["median_handoff_ms"] > colocated["median_handoff_ms"]
+    assert "TTFT median" in done.stdout
+
+
+def test_a_frontend_that_is_not_there_fails_the_benchmark(tmp_path: pathlib.Path) -> None:
+    """Every request is counted as failed, none as fast, and the exit code tells."""
+    out = tmp_path / "found.json"
+    done = bench("--address", "127.0.0.1:1", "--requests", "2", "--rounds", "1", "--timeout-s", "5", "--out", str(out))
+    assert done.returncode == 1, done.stderr
+    result = json.loads(out.read_text())["results"]["frontend"]
+    assert (result["completed"], result["failed"]) == (0, 2)
+    assert "median_ttft_ms" not in result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "figures"),
+    [
+        (
+            ("decode", "--batches", "1,2", "--contexts", "32", "--steps", "2", "--rounds", "1"),
+            {"median_tpot_ms", "output_throughput", "bandwidth_share"},
+        ),
+        (
+            ("prefill", "--lengths", "48", "--batches", "1,3", "--step-tokens", "32", "--rounds", "1"),
+            {"prefill_ms", "prompt_throughput", "gemm_share"},
+        ),
+        (
+            ("transfer", "--message-bytes", "64KiB,1MiB", "--fetch-bytes", "4MiB", "--repeats", "2"),
+            {"setup_ms", "message_ms", "gb_per_s", "raw_message_ms", "raw_gb_per_s"},
+        ),
+    ],
+    ids=["decode", "prefill", "transfer"],
+)
+def test_a_part_is_measured_alone(arguments: tuple[str, ...], figures: set[str], tmp_path: pathlib.Path) -> None:
+    """A row for each case, and every figure was measured."""
+    out = tmp_path / "found.json"
+    done = bench(*arguments, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert len(report["rows"]) == 2
+    assert all(row[name] > 0 for row in report["rows"] for name in figures)

@@ -1,0 +1,48 @@
+"""What came of minutes of random faults."""
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tests.fault.evidence import OK, ProcessState
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of it; `complaints` is empty where all went well."""
+
+    complaints: list[str] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    recovered_s: dict[str, list[float]] = field(default_factory=dict)
+    moves: int = 0
+    footprints: list[dict[str, ProcessState]] = field(default_factory=list)
+
+    @property
+    def refetches(self) -> int:
+        """Times that a fetch began anew, on the workers that run at the end."""
+        last = self.footprints[-1] if self.footprints else {}
+        return sum(state.counts.get("sink_refetches_total", 0) for state in last.values())
+
+    def text(self) -> str:
+        """As people read it."""
+        total = sum(self.ends.values())
+        ends = ", ".join(f"{count} {status}" for status, count in self.ends.most_common())
+        done = f"{self.moves} moves; {self.refetches} fetches repeated"
+        lines = [f"{total} requests: {ends}; {done}; {100 * self.ends[OK] / max(1, total):.2f} % OK"]
+        for name, count in sorted(self.faults.items()):
+            seconds = self.recovered_s.get(name, [0.0])
+            worst, usual = max(seconds), statistics.median(seconds)
+            lines.append(
+                f"  {count:3} x {name}: a new request succeeded after {usual:.2f} s (median), {worst:.2f} s (most)"
+            )
+        for name in sorted(self.footprints[0] if self.footprints else ()):
+            lines += [f"  {name}: {line}" for line in self._growth(name)]
+        return "\n".join([*lines, *(f"WRONG {what}" for what in self.complaints)])
+
+    def _growth(self, name: str) -> list[str]:
+        states = [each[name] for each in self.footprints if name in each]
+        if states[0].incarnation != states[-1].incarnation or not states[0].threads:
+            return []
+        shown = (f"{state.memory_bytes >> 20} MiB {state.descriptors} fds {state.threads} threads" for state in states)
+        return [" -> ".join([next(shown), *list(shown)[-1:]])]

@@ -1,0 +1,1 @@
+"""Fuzzing of every RPC, from the descriptors of what is served."""

@@ -1,0 +1,48 @@
+"""A prefill or decode process that a test can make stand still at a named point (see `pauses.py`) or hurt its KV.
+
+    python -m tests.harness.paused_worker TIER FLAGS
+
+It is the real process with its engine and its transports wrapped. The folder of the gates is in the environment.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from services.common.lifecycle import launch, leave
+from services.common.types import Tier
+from services.decode import config as decode_config
+from services.decode.server import DecodeTier
+from services.kvtransfer.transport import available
+from services.prefill import config as prefill_config
+from services.prefill.server import PrefillTier
+from services.worker.process import Parts, WorkerProcess
+from tests.harness.faulty_transport import HURTS, OrderedFaults, faulty
+from tests.harness.pauses import FOLDER_VARIABLE, HURT_SUFFIX, FileGate, PausedEngine, paused_transports
+
+
+def main(tier: Tier, argv: list[str]) -> int:
+    """Runs the process; gives its exit code."""
+    config: Any = prefill_config if tier is Tier.PREFILL else decode_config
+    tier_class: Any = PrefillTier if tier is Tier.PREFILL else DecodeTier
+    settings_class: Any = config.PrefillSettings if tier is Tier.PREFILL else config.DecodeSettings
+
+    def build_tier(settings: Any, parts: Parts) -> Any:
+        folder = Path(os.environ[FOLDER_VARIABLE])
+        gate = FileGate(folder, tier.value, parts.info.worker_id)
+        plan = OrderedFaults(folder.with_suffix(HURT_SUFFIX), HURTS, os.getpid())
+        hurt = {name: faulty(opening, plan) for name, opening in available.AVAILABLE.items()}
+        # The one table of transports that every part of the process looks them up in.
+        cast(dict[str, Any], available.AVAILABLE).update(paused_transports(hurt, gate))
+        return tier_class(settings, dataclasses.replace(parts, engine=cast(Any, PausedEngine(parts.engine, gate))))
+
+    def build(settings: Any) -> WorkerProcess:
+        return WorkerProcess(settings, tier, lambda parts: build_tier(settings, parts))
+
+    return launch(settings_class, build, prog=config.PROG, env_prefix=config.ENV_PREFIX, argv=argv)
+
+
+if __name__ == "__main__":
+    leave(main(Tier(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,108 @@
+"""The arithmetic of the benchmarks: percentiles, targets, medians over rounds, and the figures of a run."""
+
+import statistics
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.load import Run, Timing
+from benchmarks.stats import Slo, attainment, distribution, medians, percentile
+from benchmarks.summary import figures
+from services.common.types import StageTimes, Usage
+
+VALUES = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50)
+
+
+@given(VALUES, st.floats(0, 1))
+def test_a_percentile_has_its_share_at_or_below_it(values: list[float], share: float) -> None:
+    """The percentile is a measured value, at least that share is not above it, and less is strictly below it."""
+    found = percentile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values) - 1e-6
+    assert sum(value < found for value in values) <= share * len(values)
+
+
+def test_there_is_no_percentile_of_nothing() -> None:
+    """An empty run is an error, not a 0 that looks fast."""
+    with pytest.raises(ValueError, match="nothing"):
+        percentile([], 0.5)
+
+
+def test_a_distribution_is_named_after_its_value() -> None:
+    """Hand-computed; the keys are those of vLLM's benchmark."""
+    found = distribution("ttft_ms", [1.0, 2.0, 3.0, 10.0])
+    assert found == {
+        "mean_ttft_ms": 4.0,
+        "median_ttft_ms": 2.5,
+        "std_ttft_ms": pytest.approx(statistics.pstdev([1, 2, 3, 10])),
+        "p95_ttft_ms": 10.0,
+        "p99_ttft_ms": 10.0,
+    }
+    assert distribution("tpot_ms", []) == {}
+
+
+@pytest.mark.parametrize(
+    ("latency", "is_met"),
+    [((100.0, 10.0), True), ((100.1, 10.0), False), ((100.0, 10.1), False), ((100.0, None), True)],
+)
+def test_a_request_must_meet_both_targets(latency: tuple[float, float | None], is_met: bool) -> None:
+    """The target itself is met; an answer of one token has no TPOT to miss."""
+    assert Slo(ttft_ms=100.0, tpot_ms=10.0).is_met(*latency) is is_met
+
+
+def test_failed_requests_miss_their_targets() -> None:
+    """Attainment is a share of what was sent: shedding requests does not raise it."""
+    slo = Slo(ttft_ms=100.0)
+    assert attainment(slo, [(50.0, None), (150.0, None)], 4) == 0.25
+    assert attainment(slo, [], 0) == 0.0
+
+
+def test_medians_are_taken_figure_by_figure() -> None:
+    """A round that lacks a figure does not count for it."""
+    rounds = [{"a": 1.0, "b": 9.0}, {"a": 3.0}, {"a": 2.0, "b": 7.0}]
+    assert medians(rounds) == {"a": 2.0, "b": 8.0}
+
+
+def test_the_figures_of_a_run_are_what_their_names_say() -> None:
+    """Hand-computed: two requests completed, one failed, and the run lasted until that had ended."""
+    run = Run(
+        timings=[
+            Timing(0.0, (0.5, 0.6, 0.7), StageTimes(queue_ns=100_000_000, prefill_ns=200_000_000), Usage(100, 3, 16)),
+            Timing(0.1, (1.0, 2.0, 2.0), StageTimes(prefill_ns=400_000_000), Usage(300, 3, 0), lag=0.025),
+        ],
+        errors=Counter({"QueueFull": 1}),
+        ended=4.0,
+    )
+    found = figures(run, Slo(ttft_ms=600.0, tpot_ms=200.0))
+    expected = {
+        "completed": 2,
+        "failed": 1,
+        "duration": 4.0,
+        "request_throughput": 0.5,
+        "output_throughput": 1.5,
+        "total_token_throughput": 101.5,
+        "total_input_tokens": 400,
+        "total_output_tokens": 6,
+        "total_cached_tokens": 16,
+        "mean_ttft_ms": 700.0,
+        "median_tpot_ms": 300.0,
+        "p99_itl_ms": 1000.0,  # two tokens in one message are one arrival
+        "median_itl_ms": 100.0,
+        "median_e2el_ms": 1300.0,
+        "median_ttft_overhead_ms": 350.0,
+        "max_send_lag_ms": 25.0,
+        "slo_attainment": 1 / 3,
+        "request_goodput": 0.25,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_run_without_answers_has_no_latencies() -> None:
+    """What was not measured is missing rather than 0."""
+    assert figures(Run(errors=Counter({"PeerUnreachable": 2}), ended=1.0), Slo()) == {
+        "completed": 0,
+        "failed": 2,
+        "duration": 1.0,
+    }
