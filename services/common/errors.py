@@ -16,6 +16,7 @@
     │   └── Draining            the worker is leaving                              other worker
     ├── PeerError               another process failed
     │   ├── PeerUnreachable     cannot be reached, died or was restarted           other worker
+    │   ├── StepFailed          its model raised in a step with the request        other worker
     │   └── PeerIncompatible    the layouts do not fit                             other worker
     ├── HandoffError            KV did not arrive
     │   ├── TicketUnknown       never opened, expired or given back                other worker
@@ -23,6 +24,7 @@
     │   ├── ReservationExpired  reserved blocks waited too long for KV             other worker
     │   ├── KvCorrupt           a checksum did not match                           same worker
     │   └── ChannelBroken       the channel died during the transfer               same worker
+    ├── Unservable              workers failed in each step that ran the request   never
     ├── RoleRefused             a worker could not take another tier               never
     ├── DeadlineExceeded        the request's time is up                           never
     ├── Cancelled               the request was withdrawn                          never
@@ -32,34 +34,11 @@
 `common/rpc/status.py` has the only mapping to gRPC. asyncio.CancelledError is never converted into one of these.
 """
 
-import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-
-class Retry(enum.Enum):
-    """Who may try again after an error."""
-
-    NEVER = "never"
-    SAME_WORKER = "same_worker"
-    OTHER_WORKER = "other_worker"
-
-
-class Code(enum.Enum):
-    """Kinds of failure; the names are those of the gRPC status codes."""
-
-    INVALID_ARGUMENT = "INVALID_ARGUMENT"
-    NOT_FOUND = "NOT_FOUND"
-    UNAUTHENTICATED = "UNAUTHENTICATED"
-    PERMISSION_DENIED = "PERMISSION_DENIED"
-    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
-    UNAVAILABLE = "UNAVAILABLE"
-    FAILED_PRECONDITION = "FAILED_PRECONDITION"
-    DATA_LOSS = "DATA_LOSS"
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-    CANCELLED = "CANCELLED"
-    INTERNAL = "INTERNAL"
+from services.common.error_kinds import Code, Retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +155,10 @@ class PeerUnreachable(PeerError):
     """A peer cannot be reached, died, or was restarted and no longer has what was asked of it."""
 
 
+class StepFailed(PeerError):
+    """The model raised in a step that had the request in it."""
+
+
 class PeerIncompatible(PeerError):
     """The layouts of two workers do not fit; the message names the field and both values."""
 
@@ -212,6 +195,12 @@ class ChannelBroken(HandoffError):
     """The channel died during the transfer."""
 
     retry = Retry.SAME_WORKER
+
+
+class Unservable(BatonError):
+    """More than one worker failed in a step that had the request in it; no other one is put at risk."""
+
+    code = Code.FAILED_PRECONDITION
 
 
 class RoleRefused(BatonError):

@@ -16,6 +16,7 @@ from services.decode.plan import Run, Share, StepPlan, new_runs, queue_class
 from services.decode.scheduler import DecodeScheduler
 from services.engine.batch import BatchItem, ItemResult, SampleSpec
 from services.engine.blocks import BlockPool
+from services.engine.isolation import step_apart, step_failed
 from services.engine.stopping import StopRule
 
 if TYPE_CHECKING:
@@ -86,9 +87,16 @@ class DecodeStepLoop:
             self._send(events)  # the sink can fetch while this step computes
         if plan.copies:
             self._engine.copy_blocks(plan.copies)
-        results = self._engine.step([self._item(share) for share in plan.shares])
-        self._send(self._settle_all(plan.shares, results))
+        self._send(self._settle_all(plan.shares, self._compute(plan.shares)))
         return True
+
+    def _compute(self, shares: Sequence[Share]) -> list[ItemResult]:
+        """Results of the shares; before a dead engine ends the thread, they learn that they were in it."""
+        try:
+            return step_apart(self._engine, self._pool, [self._item(share) for share in shares])
+        except Exception as error:
+            self._send([Failed(key, step_failed(error)) for key in {share.run.key for share in shares}])
+            raise
 
     def _note_plan(self, plan: StepPlan) -> None:
         now = time.monotonic_ns()

@@ -31,7 +31,7 @@ class FrontendMetrics:
         )  # fmt: skip
         self._not_moved = Counter(
             "baton_frontend_moves_refused",
-            "Requests that failed because they might not go on elsewhere: max_moves, retry_budget or deadline.",
+            "Requests that might not go on elsewhere, by reason: max_moves, retry_budget, failed_steps or deadline.",
             ["reason"], registry=registry,
         )  # fmt: skip
         self._fallbacks = Counter(

@@ -7,12 +7,15 @@ stream continues as it would have. Either way the client sees one stream without
 A move costs: it counts against the request's own limit and is paid for out of the frontend's retry budget. Where only
 workers are left that have failed the request already, it waits a little first, longer each time; and it is not begun
 where the time that is left cannot be enough. Only a move away from a worker that leaves costs nothing.
+
+A request that was in a step in which the model raised may be the cause, and may end every worker that it is given to.
+It gets one more chance, on whatever else happened to that worker.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from services.common.errors import BatonError, Draining, NoWorker, Retry
+from services.common.errors import BatonError, Draining, NoWorker, Retry, StepFailed, Unservable
 from services.frontend.retry_budget import RetryBudget
 from services.frontend.router import Route
 
@@ -26,6 +29,8 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 # Moves away from workers that leave cost nothing, but are bounded all the same.
 MAX_GRACEFUL_MOVES = 16
+# So many steps may fail with a request in them.
+MAX_FAILED_STEPS = 2
 
 
 @dataclass(slots=True)
@@ -40,6 +45,7 @@ class Recovery:
     moves: int = 0
     graceful_moves: int = 0
     avoided: set[str] = field(default_factory=set[str])
+    _failed_steps: int = 0
     _failed: set[str] = field(default_factory=set[str])
     _cause: BatonError | None = None
 
@@ -47,10 +53,14 @@ class Recovery:
         """Takes note of a failure over a route of these workers; returns where the request may go on.
 
         Raises:
+            Unservable: it may be the request that makes workers fail.
             BatonError: the failure itself, where trying again cannot help, the moves are used up or the budget is.
         """
         if error.retry is Retry.NEVER:
             raise error
+        self._failed_steps += isinstance(error, StepFailed)
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise _not_moved(_unservable(), "failed_steps") from error
         is_graceful = isinstance(error, Draining)
         if not self._may_move(is_graceful=is_graceful):
             raise _not_moved(error, "max_moves")
@@ -95,6 +105,11 @@ class Recovery:
             return error
         self._cause.retry_after_s = self._cause.retry_after_s or error.retry_after_s
         return self._cause
+
+
+def _unservable() -> Unservable:
+    message = f"{MAX_FAILED_STEPS} workers failed in steps with this request, which may be the cause; do not repeat it"
+    return Unservable(message)
 
 
 def _not_moved(error: BatonError, why: str) -> BatonError:

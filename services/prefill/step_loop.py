@@ -13,6 +13,7 @@ from services.common.priority import rank
 from services.common.types import ChoiceTokens, StageTimes, WorkRequest
 from services.engine.batch import BatchItem, ItemResult, SampleSpec
 from services.engine.blocks import BlockPool
+from services.engine.isolation import step_apart, step_failed
 from services.engine.stopping import StopRule
 from services.prefill.messages import Advanced, Await, Command, Failed, Finished, Release, Report, Stop, Submit
 from services.prefill.scheduler import Chunk, PrefillScheduler, Prompt
@@ -73,9 +74,17 @@ class PrefillStepLoop:
             self._check_when_due()
             return False
         self._announce(chunks)
-        results = self._engine.step([self._item(chunk) for chunk in chunks])
+        results = self._compute(chunks)
         self._send(tuple(self._settle(chunk, result) for chunk, result in zip(chunks, results, strict=True)))
         return True
+
+    def _compute(self, chunks: Sequence[Chunk]) -> list[ItemResult]:
+        """Results of the chunks; before a dead engine ends the thread, they learn that they were in it."""
+        try:
+            return step_apart(self._engine, self._pool, [self._item(chunk) for chunk in chunks])
+        except Exception as error:
+            self._send(tuple(Failed(chunk.prompt.key, step_failed(error)) for chunk in chunks))
+            raise
 
     def _announce(self, chunks: Sequence[Chunk]) -> None:
         """Reports newly admitted prompts before they are computed: a sink can get ready meanwhile."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from services.common.sampling import SamplingParams
+from services.engine.batch import BatchItem
 from services.kvtransfer.client import KvTransferClient
 from tests.fault.checks import owns, wrong_with
 from tests.fault.clients import Asking, Clients, prompt
@@ -20,6 +21,7 @@ from tests.harness.virtual_time import VirtualClock, run_virtually
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 GOOD = Asking(sampling=GREEDY, prompt_tokens=48, deadline_s=30.0)
 POISON = 2  # no prompt of the harness has it
+BOMB = 666  # a seed that nobody else has
 NEIGHBOURS = 6
 
 Play = Callable[[SimulatedCluster, Clients], Awaitable[None]]
@@ -76,6 +78,51 @@ def test_one_bad_request_in_a_batch_fails_alone(kind: str):
         assert not any(wrong_with(record) for record in good)
 
     simulate(play)
+
+
+@pytest.mark.parametrize("tier", ["prefill", "decode"])
+def test_a_request_for_which_the_model_raises_fails_alone(tier: str):
+    """F16: after a second worker has found that it raises, it ends with its own error; no worker ends."""
+
+    async def play(cluster: SimulatedCluster, clients: Clients) -> None:
+        bad = await _with_a_bomb(cluster, clients, tier, is_deadly=False)
+        assert (bad.status, bad.error) == ("FAILED_PRECONDITION", "Unservable"), bad
+
+    simulate(play, Topology(prefill=2, decode=2))
+
+
+@pytest.mark.parametrize("tier", ["prefill", "decode"])
+def test_a_request_that_breaks_engines_ends_two_workers_at_most(tier: str):
+    """F16: it is not given to a third worker, and what comes after it is served."""
+
+    async def play(cluster: SimulatedCluster, clients: Clients) -> None:
+        bad = await _with_a_bomb(cluster, clients, tier, is_deadly=True)
+        assert (bad.status, bad.error) == ("FAILED_PRECONDITION", "Unservable"), bad
+        assert len(cluster.ended()) == 2, cluster.ended()
+        for name, _ in cluster.ended():
+            await cluster.kill(name)
+        cluster.forget_ends()
+
+    simulate(play, Topology(prefill=4, decode=4))
+
+
+async def _with_a_bomb(cluster: SimulatedCluster, clients: Clients, tier: str, *, is_deadly: bool) -> Record:
+    """One request for which the models of a tier raise; those beside it and after it end well."""
+    for name, engine in cluster.engines.items():
+        engine.bomb = _is_bomb if name.startswith(tier) else None
+        engine.is_deadly = is_deadly
+    good = [] if is_deadly else neighbours(clients)
+    bad = clients.ask(Part.SUBJECT, dataclasses.replace(GOOD, sampling=dataclasses.replace(GREEDY, seed=BOMB)))
+    await clients.wait(bad)
+    good += neighbours(clients)
+    await clients.wait(*good)
+    assert [record.status for record in good] == [OK] * len(good), good
+    assert not any(wrong_with(record) for record in clients.records)
+    return bad
+
+
+def _is_bomb(item: BatchItem) -> bool:
+    return any(sample.sampling.seed == BOMB for sample in item.samples)
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -63,7 +63,8 @@ class FakeEngine:
     """Engine with the surface that the workers use.
 
     `gate` (when cleared) holds every step until it is set, so that a test can stop time in any phase; `poison` names a
-    token id whose items fail alone; `on_step` is called with the items of each step on the engine thread.
+    token id whose items fail alone; `bomb` says with which items a step raises, and every later one where `is_deadly`;
+    `on_step` is called with the items of each step on the engine thread.
     """
 
     def __init__(self, limits: FakeLimits | None = None, *, block_size: int = 4, fingerprint: str = "fake") -> None:
@@ -81,6 +82,9 @@ class FakeEngine:
         self.gate.set()
         self.entered = threading.Semaphore(0)
         self.poison: int | None = None
+        self.bomb: Callable[[BatchItem], bool] | None = None
+        self.is_deadly = False
+        self.is_dead = False
         self.on_step: Callable[[Sequence[BatchItem]], None] | None = None
         self.steps = 0
 
@@ -92,6 +96,10 @@ class FakeEngine:
         if self.on_step:
             self.on_step(items)
         self.steps += 1
+        has_bomb = self.bomb is not None and any(self.bomb(item) for item in items)
+        self.is_dead |= has_bomb and self.is_deadly
+        if has_bomb or self.is_dead:
+            raise RuntimeError("device lost" if self.is_dead else "a kernel raised")
         for item in items:
             end = item.start + len(item.token_ids)
             blocks, offsets = self.kv.positions(item.block_ids, item.start, end)

@@ -12,8 +12,8 @@ from services.common.errors import (
     Internal,
     InvalidRequest,
     KvPoolFull,
-    PeerUnreachable,
     QueueFull,
+    StepFailed,
 )
 from services.common.sampling import SamplingParams
 from services.common.types import FinishReason, Tier
@@ -119,6 +119,25 @@ async def test_only_the_poisoned_request_fails():
         await server.settled(lambda: server.blocks_held == 0)
 
 
+async def test_a_step_that_raises_fails_only_whom_it_raises_for():
+    """The worker finds the prompt for which the model raises: the others get their tokens, and it lives on."""
+    engine = FakeEngine()
+    engine.bomb = lambda item: 66 in item.token_ids
+    server = TierServer(Tier.PREFILL, engine)
+    async with running(server):
+        engine.gate.clear()
+        calls = [asyncio.ensure_future(server.prefill.prefill(work([token, 1, 2]))) for token in (1, 2, 66, 3, 66, 4)]
+        await asyncio.to_thread(engine.entered.acquire, timeout=10)
+        await server.settled(lambda: server.tier.load().counters["live_requests"] == len(calls))
+        engine.gate.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(result, StepFailed) for result in results] == [False, False, True, False, True, False]
+        for token, result in zip((1, 2, 3, 4), (r for r in results if not isinstance(r, StepFailed)), strict=True):
+            assert result.first_tokens[0].tokens[0].id == expected_tokens([token, 1, 2], GREEDY, 1)[0]
+        await server.settled(lambda: server.blocks_held == 0)
+        assert server.fatal.error is None
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -206,7 +225,7 @@ async def test_stop_fails_what_runs_with_a_type():
 
 
 async def test_engine_failure_ends_the_process():
-    """An exception that escapes the engine sends the requests elsewhere and asks the process to end."""
+    """An engine that cannot run anything any more sends the requests elsewhere and asks the process to end."""
     engine = FakeEngine()
 
     def explode(items: object) -> None:
@@ -215,7 +234,7 @@ async def test_engine_failure_ends_the_process():
     engine.on_step = explode
     server = TierServer(Tier.PREFILL, engine)
     async with running(server):
-        with pytest.raises(PeerUnreachable):
+        with pytest.raises(StepFailed):
             await server.prefill.prefill(work(PROMPT))
         assert isinstance(await asyncio.wait_for(server.fatal.wait(), 5), RuntimeError)
 

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import BatonError, Internal, KvCorrupt, NoWorker, PeerUnreachable, QueueFull
+from services.common.errors import (
+    BatonError,
+    Internal,
+    KvCorrupt,
+    NoWorker,
+    PeerUnreachable,
+    QueueFull,
+    StepFailed,
+    Unservable,
+)
 from services.common.types import Load, Tier
 from services.frontend.fallback import Fallback, fallback_of
 from services.frontend.first_token_times import ENOUGH, FirstTokenTimes
@@ -49,6 +58,16 @@ def test_refused_move_says_why():
             recovery.move(cause, WORKERS, 0.0)
         assert caught.value is cause
         assert caught.value.details[NOT_MOVED] == reason
+
+
+def test_a_second_failed_step_is_the_last_one():
+    """A request that was in two steps that failed ends for good, however many moves it has left."""
+    recovery = _recovery(max_moves=10)
+    recovery.move(StepFailed("raised"), WORKERS, 0.0)
+    recovery.move(PeerUnreachable("gone"), WORKERS, 0.0)
+    with pytest.raises(Unservable) as caught:
+        recovery.move(StepFailed("raised"), WORKERS, 0.0)
+    assert caught.value.details[NOT_MOVED] == "failed_steps"
 
 
 def test_only_the_same_workers_are_waited_for():
