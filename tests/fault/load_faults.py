@@ -93,6 +93,7 @@ def slow(role: str) -> Fault:
         scene.cluster.slow_down(victim, SLOWNESS)
         async with Steady(scene) as steady:
             await asyncio.sleep(6.0)
+        scene.cluster.slow_down(victim, 1.0)
         served = [name for record in steady.records for name in record.workers]
         assert served.count(other) > 2 * served.count(victim), (served.count(other), served.count(victim))
         # Nobody waits behind the slow one who need not: the median request is as quick as on the fast one.
@@ -104,6 +105,8 @@ def slow(role: str) -> Fault:
 async def overload(scene: Scene) -> None:
     """Three tenants ask three times what the cluster can do; one of them, of low priority, asks most of it."""
     scene.did()
+    for name in scene.cluster.names("prefill", "decode"):
+        scene.cluster.slow_down(name, 1.0)  # none is quicker than usual, so that the load is three times what they can
     high: list[Record] = []
     low: list[Record] = []
     for turn in range(60):

@@ -86,6 +86,7 @@ class Scene:
         evidence.ended = cluster.ended()[ended:]
         evidence.unready = set(cluster.unready()[unready:])
         evidence.records = [record for record in self.clients.records if record.part is not Part.WARM_UP]
+        evidence.is_timing_judged &= cluster.is_timing_judged
         return evidence
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """A cluster of real processes for fault scenarios: real signals, nothing restarted unless the scenario says so.
 
 Processes are planned and launched by the code behind `baton up`. Prefill and decode run through
-`tests/harness/paused_worker.py`, which adds the pauses and nothing else.
+`tests/harness/paused_worker.py`, which adds the pauses, slowness and another version, and nothing else.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from services.cli.free_ports import FreePorts
 from services.cli.launched import Change, Launched, State
 from services.cli.restarts import RestartPolicy
 from services.cli.routes import routes_ready
+from services.common.errors import BatonError
 from services.common.sampling import SamplingParams
 from tests.fault.clients import PROMPTS, prompt
 from tests.fault.evidence import ProcessState
@@ -29,11 +30,14 @@ from tests.fault.phases import CHUNK_TOKENS
 from tests.fault.samples import asked, scraped
 from tests.fault.scenario import Load, Topology
 from tests.harness.checkpoints import reference_tokens, tiny_checkpoint
+from tests.harness.paused_worker import VERSION_VARIABLE
 from tests.harness.pauses import FOLDER_VARIABLE, Pause, PauseFolder
+from tests.harness.slow_engine import SlownessFiles
 from tests.harness.tiers import until
 
 START_S = 90.0
 STOP_S = 5.0
+LOOK_S = 0.05
 LEASE_S = 4.0
 WORKERS = ("prefill", "decode")
 # Nobody is started again but by the scenario.
@@ -43,7 +47,7 @@ LONGEST_ANSWER = 48
 
 
 class RealCluster:
-    """Processes of one plan; satisfies `scenario.Cluster`. All are of one version."""
+    """Processes of one plan; satisfies `scenario.Cluster`."""
 
     is_timing_exact = False
     lease_s = LEASE_S
@@ -52,6 +56,7 @@ class RealCluster:
         self._checkpoint = tiny_checkpoint("llama")
         self._folder = folder
         self._pauses = PauseFolder(folder / "pauses")
+        self._slowness = SlownessFiles(self._pauses.folder)
         self.plan = _plan(topology, self._checkpoint, self._pauses.folder)
         self._plans = {process.name: process for process in self.plan.processes}
         self.launched: dict[str, Launched] = {}
@@ -74,9 +79,12 @@ class RealCluster:
         await self.routable()
 
     async def routable(self) -> None:
-        """Waits until every frontend knows every worker that runs."""
+        """Waits until every frontend knows every worker that runs, and every pair of workers has a channel."""
         running = tuple(self._plans[name] for name in self.names())
         assert await routes_ready(ClusterPlan(processes=running), START_S), "a frontend does not know all workers"
+        async with asyncio.timeout(START_S):
+            for name in self.names(*WORKERS):
+                await self._connected(name)
 
     async def close(self) -> None:
         """Ends everything."""
@@ -122,11 +130,11 @@ class RealCluster:
     async def start(self, name: str, version: str = "", **flags: str) -> None:
         if name in self.launched:
             await self.launched[name].stop(STOP_S)
-        self._launch(_with_flags(self._plans[name], flags))
+        self._launch(_with_version(_with_flags(self._plans[name], flags), version))
         await self._ready(name)
 
     def slow_down(self, name: str, times: float) -> None:
-        raise NotImplementedError("a real engine is as fast as it is; slow peers are simulated")
+        self._slowness.set(name, times)
 
     async def join(self, role: str, **flags: str) -> str:
         name = next(name for name, plan in self._plans.items() if plan.role == role and name not in self.names())
@@ -164,6 +172,16 @@ class RealCluster:
 
     def unready(self) -> list[str]:
         return list(self._unready)
+
+    async def _connected(self, name: str) -> None:
+        """Waits until a worker has its channels, and none to who is gone: each of them takes descriptors."""
+        peers = self.names(*(role for role in WORKERS if role != self._plans[name].role))
+        while True:
+            with contextlib.suppress(BatonError):
+                _, counts = await asked(self.address(name), name)
+                if counts["channels"] == len(peers):
+                    return
+            await asyncio.sleep(LOOK_S)
 
     def _launch(self, plan: ProcessPlan) -> None:
         process = Launched(plan, self._folder / f"{plan.name}-{len(self._ended)}.log", NEVER_AGAIN, self._changed)
@@ -239,6 +257,10 @@ def _paused(plan: ProcessPlan, pauses: Path) -> ProcessPlan:
 def _with_flags(plan: ProcessPlan, flags: dict[str, str]) -> ProcessPlan:
     further = tuple(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())
     return dataclasses.replace(plan, argv=plan.argv + further)
+
+
+def _with_version(plan: ProcessPlan, version: str) -> ProcessPlan:
+    return dataclasses.replace(plan, env={**plan.env, VERSION_VARIABLE: version}) if version else plan
 
 
 def _number(name: str) -> int:

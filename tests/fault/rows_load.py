@@ -26,16 +26,20 @@ F11 = [
     )
 ]
 
+# Blocks as small as those of the simulation, and time enough for one request after the other.
+PATIENT_S = 120.0
+_SMALL = {"block-size": "4", "max-model-len": str(4 * crowd_faults.FULL_POOL), "queue-ttl-s": str(PATIENT_S)}
+_FULL = {"num-blocks": str(crowd_faults.FULL_POOL)}
+
 F15 = [
     Scenario(
         row="F15",
         name=f"24 requests where the pool of {' and of '.join(full)} takes one",
         phase=IDLE,
         fault=crowd_faults.crowd(full[0]),
-        topology=Topology(flags={role: {"num-blocks": str(crowd_faults.FULL_POOL)} for role in full}),
-        load=Load(subjects=0, companions=0, deadline_s=60.0, subject_deadline_s=60.0),
+        topology=Topology(flags={role: _SMALL | (_FULL if role in full else {}) for role in ("prefill", "decode")}),
+        load=Load(subjects=0, companions=0, deadline_s=PATIENT_S, subject_deadline_s=PATIENT_S),
         expect=Expectation(are_gaps_judged=False),
-        is_simulated_only=True,
     )
     for full in (("prefill",), ("decode",), ("prefill", "decode"))
 ]
@@ -84,7 +88,6 @@ F21 = [
         fault=load_faults.slow(role),
         load=Load(subjects=0, companions=0, max_tokens=24, deadline_s=60.0),
         expect=Expectation(are_gaps_judged=False),
-        is_simulated_only=True,
     )
     for role in ("prefill", "decode")
 ]
@@ -98,7 +101,6 @@ F23 = [
         topology=Topology(flags={"frontend": {"slow-reader-timeout-s": str(crowd_faults.READ_LIMIT_S)}}),
         load=Load(subjects=0, companions=6),
         expect=Expectation(),
-        is_simulated_only=True,
     )
 ]
 
@@ -111,6 +113,5 @@ F24 = [
         topology=Topology(flags={"frontend": {"max-running-requests": "8", "max-waiting-requests": "64"}}),
         load=Load(subjects=0, companions=0, max_tokens=24, deadline_s=60.0),
         expect=Expectation(statuses={Part.COMPANION: (OK, "RESOURCE_EXHAUSTED")}, are_gaps_judged=False),
-        is_simulated_only=True,
     )
 ]

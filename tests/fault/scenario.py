@@ -91,7 +91,7 @@ class Cluster(Protocol):
         ...
 
     def slow_down(self, name: str, times: float) -> None:
-        """From now on every step of a worker takes so many times as long."""
+        """From now on every step of a worker takes so many times as long as usual; 1 is as usual."""
         ...
 
     def hurt(self, share: float) -> None:

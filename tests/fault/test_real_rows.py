@@ -1,21 +1,24 @@
 """Rows of the fault matrix on real processes: real signals, real sockets, real KV transfers."""
 
-import sys
+import asyncio
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.fault import rows
-from tests.fault.checks import moved_after_s
-from tests.fault.evidence import Evidence
-from tests.fault.play import judge, play
+from tests.fault.play import play
 from tests.fault.real_cluster import RealCluster, real_cluster
+from tests.fault.row_report import LINE, RowReport
 from tests.fault.scenario import Scenario
 
 # Prompts of one case are not those of another one, on the same cluster.
 NUMBERS = 100
 # One row shows that the real cluster works; the others take too long for every change.
 OFTEN = {"F1"}
+# A row that takes longer has stuck somewhere.
+ROW_S = 600.0
 CASES = [
     pytest.param(row, id=row[0].row, marks=pytest.mark.slow if row[0].row in OFTEN else pytest.mark.long)
     for row in rows.REAL
@@ -29,19 +32,32 @@ async def whole_again(cluster: RealCluster) -> None:
     await cluster.routable()
 
 
-def times(evidence: Evidence) -> str:
-    """What a run shows of recovery, for people."""
-    recovered_s = (evidence.recovered_at or 0.0) - evidence.faulted_at
-    return f"new request served after {recovered_s:.2f} s, touched ones went on within {moved_after_s(evidence):.2f} s"
+async def play_all(row: list[Scenario], folder: Path, report: RowReport) -> None:
+    """Plays the cases, one after the other, those of one topology on one cluster."""
+    number = 0
+    for topology, scenarios in itertools.groupby(row, key=lambda each: each.topology):
+        report.begin(f"{row[0].row} the cluster starts")
+        async with real_cluster(topology, folder / f"cluster-{number}") as cluster:
+            for scenario in scenarios:
+                number += 1
+                report.begin(scenario.title)
+                report.judge(scenario, await play(scenario, cluster, number * NUMBERS))
+                report.begin(f"{scenario.title}, afterwards")
+                await whole_again(cluster)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(ROW_S + 60)
 @pytest.mark.parametrize("row", CASES)
-async def test_row_on_real_processes(row: list[Scenario], tmp_path: Path):
-    """Every phase of the row on one cluster, one after the other: C1–C7 hold and requests end as they should."""
-    async with real_cluster(row[0].topology, tmp_path) as cluster:
-        for number, scenario in enumerate(row):
-            evidence = await play(scenario, cluster, (number + 1) * NUMBERS)
-            sys.stdout.write(f"{scenario.title}: {times(evidence)}\n")
-            judge(scenario, evidence)
-            await whole_again(cluster)
+async def test_row_on_real_processes(
+    row: list[Scenario], tmp_path: Path, record_property: Callable[[str, object], None]
+):
+    """After every case of the row C1–C7 hold, and its requests end as they should."""
+    report = RowReport(row[0].row, tmp_path)
+    try:
+        with report.watching():
+            async with asyncio.timeout(ROW_S):
+                await play_all(row, tmp_path, report)
+    finally:
+        for line in report.lines:
+            record_property(LINE, line)
+    report.check()

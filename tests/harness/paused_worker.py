@@ -1,8 +1,9 @@
-"""A prefill or decode process that a test can make stand still at a named point (see `pauses.py`) or hurt its KV.
+"""A prefill or decode process that a test can make stand still (see `pauses.py`), make slow, or hurt its KV.
 
     python -m tests.harness.paused_worker TIER FLAGS
 
-It is the real process with its engine and its transports wrapped. The folder of the gates is in the environment.
+It is the real process with its engine and its transports wrapped. The folder of the gates is in the environment, and
+so is the version that it says it has, where that is not its own.
 """
 
 import dataclasses
@@ -10,9 +11,11 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 from services.common.lifecycle import launch, leave
 from services.common.types import Tier
+from services.common.version import version
 from services.decode import config as decode_config
 from services.decode.server import DecodeTier
 from services.kvtransfer.transport import available
@@ -21,6 +24,9 @@ from services.prefill.server import PrefillTier
 from services.worker.process import Parts, WorkerProcess
 from tests.harness.faulty_transport import HURTS, OrderedFaults, faulty
 from tests.harness.pauses import FOLDER_VARIABLE, HURT_SUFFIX, FileGate, PausedEngine, paused_transports
+from tests.harness.slow_engine import SlowEngine, SlownessFiles
+
+VERSION_VARIABLE = "BATON_TEST_VERSION"
 
 
 def main(tier: Tier, argv: list[str]) -> int:
@@ -36,12 +42,16 @@ def main(tier: Tier, argv: list[str]) -> int:
         hurt = {name: faulty(opening, plan) for name, opening in available.AVAILABLE.items()}
         # The one table of transports that every part of the process looks them up in.
         cast(dict[str, Any], available.AVAILABLE).update(paused_transports(hurt, gate))
-        return tier_class(settings, dataclasses.replace(parts, engine=cast(Any, PausedEngine(parts.engine, gate))))
+        slowness = SlownessFiles(folder)
+        slow = SlowEngine(parts.engine, lambda: slowness.times(parts.info.worker_id))
+        return tier_class(settings, dataclasses.replace(parts, engine=cast(Any, PausedEngine(slow, gate))))
 
     def build(settings: Any) -> WorkerProcess:
         return WorkerProcess(settings, tier, lambda parts: build_tier(settings, parts))
 
-    return launch(settings_class, build, prog=config.PROG, env_prefix=config.ENV_PREFIX, argv=argv)
+    told = os.environ.get(VERSION_VARIABLE) or version()
+    with mock.patch("services.worker.process.version", return_value=told):
+        return launch(settings_class, build, prog=config.PROG, env_prefix=config.ENV_PREFIX, argv=argv)
 
 
 if __name__ == "__main__":
