@@ -130,10 +130,10 @@ def test_colocated_workers_are_in_no_pair():
 
 
 def test_a_stalled_directory_blames_nobody():
-    """Leases are extended by the time in which no renewal could be taken."""
+    """After a stall every lease has its full length again, however much of it was left before."""
     members = registry()
     members.register(worker_info("p"), now=0)
-    members.extend(60)
+    members.renew_all(now=60)
     assert members.expire(now=65) == ()
     assert members.next_expiry() == 66
 

@@ -103,10 +103,10 @@ class Registry:
             self._drop(worker.worker_id)
         return gone
 
-    def extend(self, seconds: float) -> None:
-        """Moves the end of every lease: nobody could renew while the directory itself stood still."""
+    def renew_all(self, now: float) -> None:
+        """Starts every lease anew: nobody could renew while the directory itself stood still."""
         for member in self._members.values():
-            member.lease_end += seconds
+            member.lease_end = now + self.lease_s
 
     def next_expiry(self) -> float | None:
         """When the next lease ends, unless it is renewed."""

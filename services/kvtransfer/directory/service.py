@@ -120,10 +120,11 @@ class DirectoryServicer(kv_directory_pb2_grpc.KvDirectoryServiceServicer):
         while True:
             planned = self._expire_once(time.monotonic())
             await asyncio.sleep(max(0.0, planned - time.monotonic()))
-            stalled_s = time.monotonic() - planned
+            now = time.monotonic()
+            stalled_s = now - planned
             if stalled_s > self._registry.lease_s * STALL_SHARE:
-                # Renewals wait in the sockets of a process that was stopped; nobody is to be blamed for that time.
-                self._registry.extend(stalled_s)
+                # Renewals wait in the sockets of a process that was stopped; they need time to be read.
+                self._registry.renew_all(now)
                 _log.warning("directory_stalled", seconds=round(stalled_s, 3))
 
     def _expire_once(self, now: float) -> float:
