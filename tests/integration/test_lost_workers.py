@@ -67,7 +67,7 @@ async def test_stream_that_stalls_is_moved() -> None:
     script.hold_at = 3
     script.steps.clear()
     async with (
-        cluster(script, TWO_DECODES, stall_timeout_s=0.2) as running,
+        cluster(script, TWO_DECODES, stall_timeout_s=2.0) as running,
         contextlib.aclosing(running.generate()) as outputs,
     ):
         first = await within(anext(outputs))

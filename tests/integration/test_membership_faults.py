@@ -14,9 +14,11 @@ from services.kvtransfer.directory.config import DirectorySettings
 from services.kvtransfer.directory.registration import Registration
 from services.kvtransfer.directory.server import DirectoryProcess
 from tests.harness.scripted_frontend import cluster, frontend, ids_of, tokens_of
-from tests.harness.scripted_workers import Script, ScriptedWorker, eventually, within
+from tests.harness.scripted_workers import TIMEOUT_S, Script, ScriptedWorker, eventually, within
 
 ANSWER = ids_of("the capital of France is Paris.")
+# About a second is meant; the rest is for a loaded machine, and still less than the deadline of a call.
+SOON_S = 0.7 * TIMEOUT_S
 
 
 @contextlib.asynccontextmanager
@@ -33,7 +35,7 @@ async def directory(lease_s: float) -> AsyncIterator[str]:
 async def test_a_worker_that_slept_beyond_its_lease_comes_back_as_itself() -> None:
     """The directory drops it, the frontend lets go of it, and under the same incarnation both take it back."""
     worker = ScriptedWorker(Tier.DECODE, Script(ANSWER))
-    async with directory(0.5) as place, frontend([worker], workers="", directory=place) as running:
+    async with directory(2.0) as place, frontend([worker], workers="", directory=place) as running:
         client = DirectoryClient(place)
         await client.register(worker.info())  # once, and then nothing, as a stopped process would
         await running.reachable(1)
@@ -72,12 +74,12 @@ async def test_nobody_left_is_said_at_once_and_with_a_hint() -> None:
             began = time.monotonic()
             error = await running.fails(running.raw(pb.GenerateRequest(text="hello")))
             assert error.code() is grpc.StatusCode.UNAVAILABLE, error
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < SOON_S
         await running.reachable(0)
         began = time.monotonic()
         error = await running.fails(running.raw(pb.GenerateRequest(text="hello")))
         assert error.code() is grpc.StatusCode.UNAVAILABLE, error
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < SOON_S
         assert "google.rpc.RetryInfo" in str(dict(error.trailing_metadata() or ()))
         await running.decode.restart()
         await running.reachable(1)

@@ -18,7 +18,7 @@ from services.common.errors import (
 from services.common.sampling import SamplingParams
 from services.common.types import FinishReason, Tier
 from tests.harness.fake_engine import FakeEngine, FakeLimits, expected_tokens
-from tests.harness.tiers import GREEDY, TierServer, running, work
+from tests.harness.tiers import GREEDY, WAIT_S, TierServer, running, work
 
 PROMPT = list(range(10, 30))
 
@@ -99,6 +99,7 @@ async def test_deadline_in_the_queue():
         await asyncio.to_thread(engine.entered.acquire, timeout=10)
         with pytest.raises(DeadlineExceeded):
             await server.prefill.prefill(work(range(60, 80), deadline=time.monotonic() + 0.2))
+        await server.settled(lambda: server.tier.load().counters["live_requests"] == 1)
         engine.gate.set()
         await first
         await server.settled(lambda: server.blocks_held == 0)
@@ -184,7 +185,7 @@ async def test_prompt_larger_than_the_pool_is_refused():
 
 async def test_ticket_keeps_blocks_until_its_lease_ends():
     """With a ticket the KV stays after the first token, and is free again once nobody asked for it in time."""
-    server = TierServer(Tier.PREFILL, FakeEngine(FakeLimits(num_blocks=128)), kv_lease_s=0.3)
+    server = TierServer(Tier.PREFILL, FakeEngine(FakeLimits(num_blocks=128)), kv_lease_s=2.0)
     async with running(server):
         await server.prefill.prefill(work(PROMPT, ticket_id="t1"))
         assert server.blocks_held == 5
@@ -236,7 +237,7 @@ async def test_engine_failure_ends_the_process():
     async with running(server):
         with pytest.raises(StepFailed):
             await server.prefill.prefill(work(PROMPT))
-        assert isinstance(await asyncio.wait_for(server.fatal.wait(), 5), RuntimeError)
+        assert isinstance(await asyncio.wait_for(server.fatal.wait(), WAIT_S), RuntimeError)
 
 
 async def test_a_passing_failure_does_not_stay_in_the_prefix_cache():

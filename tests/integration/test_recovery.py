@@ -7,9 +7,9 @@ import pytest
 from services.common.sampling import SamplingParams
 from services.common.types import Tier
 from tests.harness.fake_engine import FakeEngine, expected_tokens
-from tests.harness.spare_cluster import LIMITS, PROMPT, read, with_spare, working
+from tests.harness.spare_cluster import LIMITS, PROMPT, hold_at, read, with_spare, working
 from tests.harness.split_cluster import entered, split_cluster
-from tests.harness.tiers import TierServer, at_rest, ids, running, work
+from tests.harness.tiers import WAIT_S, TierServer, at_rest, ids, running, work
 
 SAMPLINGS = {
     "greedy": {"temperature": 0.0},
@@ -25,14 +25,13 @@ async def test_migration_goes_on_token_exact(kind: str):
     async with with_spare() as (cluster, _, spare):
         undisturbed, _ = await read(cluster.start(PROMPT, **params))
         await cluster.at_rest()
+        go_on = hold_at(5, cluster.decode, spare)
         call = cluster.start(PROMPT, **params)
         first = await call.read()
         assert first.deltas
-        victim = working(cluster.decode, spare)
-        victim.engine.gate.clear()
         reading = asyncio.create_task(read(call, first))
-        await victim.tier.close()
-        victim.engine.gate.set()
+        await working(cluster.decode, spare).tier.close()
+        go_on.set()
         tokens, completion = await reading
         assert tokens == undisturbed
         assert completion.moves >= 1
@@ -43,14 +42,16 @@ async def test_requests_of_an_engine_that_fails_go_on():
     async with with_spare() as (cluster, _, spare):
         undisturbed, _ = await read(cluster.start(PROMPT, temperature=0.0, max_tokens=40))
         await cluster.at_rest()
+        go_on = hold_at(5, cluster.decode, spare)
         call = cluster.start(PROMPT, temperature=0.0, max_tokens=40)
         first = await call.read()
         victim = working(cluster.decode, spare)
         victim.engine.on_step = _explode
+        go_on.set()
         tokens, completion = await read(call, first)
         assert tokens == undisturbed
         assert completion.moves == 1
-        assert isinstance(await asyncio.wait_for(victim.fatal.wait(), 5), RuntimeError)
+        assert isinstance(await asyncio.wait_for(victim.fatal.wait(), WAIT_S), RuntimeError)
 
 
 async def test_replay_before_the_first_token():

@@ -8,6 +8,7 @@ import pytest
 from services.common.errors import InvalidRequest, RoleRefused
 from services.common.types import Tier
 from services.worker.tier import Parts
+from tests.harness.fake_engine import FakeEngine
 from tests.harness.tiers import until
 from tests.harness.worker_cluster import WorkerCluster, worker_cluster
 
@@ -22,6 +23,16 @@ async def steady_client(cluster: WorkerCluster, until_set: asyncio.Event) -> int
         await cluster.check([count % 90, *PROMPT], 20)
         count += 1
     return count
+
+
+async def held_requests(cluster: WorkerCluster, engine: FakeEngine) -> list[asyncio.Task[None]]:
+    """Requests of which this engine, which stands still from now on, has begun one."""
+    while engine.entered.acquire(blocking=False):
+        pass  # steps of the time when the worker tried itself out
+    engine.gate.clear()
+    asking = [asyncio.create_task(cluster.check([n, *PROMPT], 4)) for n in range(3)]
+    await until(lambda: engine.entered.acquire(blocking=False))
+    return asking
 
 
 async def test_prefill_decode_prefill_under_load():
@@ -111,11 +122,12 @@ async def test_role_that_the_directory_refuses_is_rolled_back(monkeypatch: pytes
 
         def picky(worker: Any, now: float) -> Any:
             if worker.worker_id == "prefill-0" and worker.tier is D:
+                monkeypatch.setattr("services.worker.process.REGISTRATION_WAIT_S", 20.0)  # for the way back
                 raise InvalidRequest([])
             return register(worker, now)
 
         monkeypatch.setattr(cluster.directory._service._registry, "register", picky)
-        monkeypatch.setattr("services.worker.process.REGISTRATION_WAIT_S", 0.5)
+        monkeypatch.setattr("services.worker.process.REGISTRATION_WAIT_S", 1.0)
         with pytest.raises(RoleRefused, match="did not register"):
             await cluster.switch("prefill-0", D)
         await cluster.routable(prefill_0=P, decode_0=D)
@@ -126,9 +138,7 @@ async def test_second_switch_waits_its_turn():
     """While one switch runs another one is refused; the first goes on though its caller left."""
     async with worker_cluster(2, 1) as cluster:
         engine = cluster.engines["prefill-0"]
-        engine.gate.clear()
-        asking = [asyncio.create_task(cluster.check([n, *PROMPT], 4)) for n in range(3)]
-        await until(lambda: engine.entered.acquire(blocking=False))
+        asking = await held_requests(cluster, engine)
         switching = asyncio.create_task(cluster.switch("prefill-0", D))
         await until(lambda: cluster.processes["prefill-0"]._switch is not None)
         with pytest.raises(RoleRefused, match="under way"):
@@ -143,9 +153,7 @@ async def test_sigterm_during_a_switch():
     """A process that is told to leave while it switches takes no new role and ends cleanly."""
     async with worker_cluster(2, 1) as cluster:
         process, engine = cluster.processes["prefill-0"], cluster.engines["prefill-0"]
-        engine.gate.clear()
-        asking = [asyncio.create_task(cluster.check([n, *PROMPT], 4)) for n in range(3)]
-        await until(lambda: engine.entered.acquire(blocking=False))
+        asking = await held_requests(cluster, engine)
         switching = asyncio.create_task(cluster.switch("prefill-0", D))
         await until(lambda: process._switch is not None)
         leaving = asyncio.create_task(process.drain(asyncio.get_running_loop().time() + 20))

@@ -71,13 +71,13 @@ async def test_a_black_hole_is_seen_by_keepalive():
                 await stub.Prefill(prefill_pb2.PrefillRequest(), timeout=60)
 
         task = asyncio.create_task(call())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await entered.wait()
         wire.open.clear()
         started = time.monotonic()
         with pytest.raises(PeerUnreachable):
             await task
-        assert time.monotonic() - started < 12
+        assert time.monotonic() - started < 30
         await channel.close()
 
 

@@ -178,4 +178,4 @@ async def test_a_connection_that_does_not_say_enough_is_closed(said: bytes) -> N
             while await reader.read(2**16):
                 pass
         writer.close()
-        await ask(running)
+        await running.prefill.Prefill(prefill_pb2.PrefillRequest(), timeout=20, wait_for_ready=True)

@@ -79,7 +79,7 @@ async def test_stop_tells_health_watchers_and_is_not_held_up_by_them():
         running.server.set_serving(True)
         watch = health_pb2_grpc.HealthStub(running.channel).Watch(health_pb2.HealthCheckRequest(service=""), timeout=30)
         assert (await watch.read()).status == SERVING
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await running.server.stop(grace_s=60)
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.read() is grpc.aio.EOF
@@ -165,14 +165,14 @@ async def test_calls_over_the_bound_are_shed_with_a_retry_hint():
 
     async def hold(request: Any, context: Any) -> prefill_pb2.PrefillResponse:
         entered.set()
-        await asyncio.wait_for(release.wait(), 10)
+        await asyncio.wait_for(release.wait(), 30)
         return prefill_pb2.PrefillResponse()
 
     prefill = ScriptedPrefill()
     prefill.behaviour = hold
     async with running_server(prefill, max_concurrent_rpcs=1) as running:
         first = running.prefill.Prefill(prefill_pb2.PrefillRequest(), timeout=10)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await entered.wait()
         # Another connection, because the bound also holds for the streams of one.
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.port}") as channel:
@@ -228,7 +228,7 @@ async def test_a_client_that_leaves_closes_the_generator():
         call = running.decode.Decode(decode_pb2.DecodeRequest(), timeout=10)
         await call.read()
         call.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await closed.wait()
         await running.server.stop(5)
         await until(lambda: running.count(DECODE, "Decode", "CANCELLED") == 1)

@@ -34,11 +34,11 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
-async def served(prefill: ScriptedPrefill, timeout: float = 10, **headers: str) -> None:
+async def served(prefill: ScriptedPrefill, **headers: str) -> None:
     """One Prefill with a request id, whatever comes of it; the server has finished with it afterwards."""
     async with running_server(prefill) as running:
         request = prefill_pb2.PrefillRequest(request_id="r-1")
-        call = running.prefill.Prefill(request, timeout=timeout, metadata=tuple(headers.items()))
+        call = running.prefill.Prefill(request, timeout=10, metadata=tuple(headers.items()))
         await asyncio.gather(call, return_exceptions=True)
         await running.server.stop(5)
 
@@ -105,8 +105,11 @@ async def test_a_caller_that_leaves_is_no_failure(exporter: InMemorySpanExporter
 
     prefill = ScriptedPrefill()
     prefill.behaviour = slow
-    await served(prefill, timeout=0.2)
-    await until(lambda: bool(exporter.get_finished_spans()))
+    async with running_server(prefill) as running:
+        call = running.prefill.Prefill(prefill_pb2.PrefillRequest(), timeout=30)
+        await until(lambda: prefill.calls == 1)
+        call.cancel()
+        await until(lambda: bool(exporter.get_finished_spans()))
     span = only(exporter)
     assert span.status.status_code is StatusCode.UNSET
     assert (span.attributes or {})["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]

@@ -59,7 +59,7 @@ async def write_until_stuck(request: Any, context: Context) -> None:
     """Writes without end; a client that does not read for a moment is told off."""
     while True:
         try:
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(1.0):
                 await context.write(LARGE)
         except TimeoutError:
             raise Overloaded("nobody reads") from None
@@ -74,8 +74,8 @@ async def test_a_call_that_nobody_reads_frees_its_place() -> None:
         call = decode_pb2_grpc.DecodeServiceStub(channel).Decode(decode_pb2.DecodeRequest())
         await within(call.read())
         await eventually(lambda: running.count(DECODE, "Decode", "RESOURCE_EXHAUSTED") == 1)
-        assert running.server.stats()["rpcs_in_flight"] == 0
-        assert running.registry.get_sample_value(UNREAD) == 1
+        await eventually(lambda: running.server.stats()["rpcs_in_flight"] == 0)
+        await eventually(lambda: running.registry.get_sample_value(UNREAD) == 1)
         await running.prefill.Prefill(prefill_pb2.PrefillRequest(), timeout=10)
         assert isinstance(await end_of(call), Overloaded)
         await eventually(lambda: running.registry.get_sample_value(UNREAD) == 0)
@@ -98,7 +98,7 @@ async def test_unread_calls_end_with_the_age_of_their_connection() -> None:
     """A client that stays and never reads is cut off at the age of its connection, and its grace."""
     decode = WrittenDecode(write_until_stuck)
     async with (
-        running_server(decode=decode, age_s=1.0, age_grace_s=0.5) as running,
+        running_server(decode=decode, age_s=2.5, age_grace_s=0.5) as running,
         narrow_channel(running.port) as channel,
     ):
         call = decode_pb2_grpc.DecodeServiceStub(channel).Decode(decode_pb2.DecodeRequest())
@@ -112,7 +112,7 @@ async def test_a_client_that_stops_reading_is_ended_at_the_limit() -> None:
     script = Script(ANSWER)
     script.num_logprobs = PIECE_LOGPROBS
     script.end.clear()
-    settings = {"slow_reader_timeout_s": 0.3, "max_running_requests": 1}
+    settings = {"slow_reader_timeout_s": 1.0, "max_running_requests": 1}
     async with cluster(script, **settings) as running, narrow_channel(running.process.port) as channel:
         asked = request_to_proto(request("hello", max_tokens=len(ANSWER), logprobs=20))
         call = generation_pb2_grpc.GenerationServiceStub(channel).Generate(asked)

@@ -19,6 +19,7 @@ from services.cli.launched import Change, State
 from services.cli.local_cluster import ClusterFailed, LocalCluster
 from services.cli.restarts import RestartPolicy
 
+START_S = 60
 QUICK = RestartPolicy(first_wait_s=0.01, max_wait_s=0.05, max_quick_deaths=3)
 
 
@@ -60,7 +61,7 @@ async def python(code: str) -> asyncio.subprocess.Process:
 
 async def until(changes: Changes, state: State) -> Change:
     """Waits for a process to enter a state."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(START_S):
         while True:
             change = await changes.get()
             if change.state is state:
@@ -70,7 +71,7 @@ async def until(changes: Changes, state: State) -> Change:
 async def test_it_starts_when_all_serve_and_stops_in_order(tmp_path: pathlib.Path) -> None:
     """`start` returns with every process serving; `stop` ends the frontend before the directory, and leaves none."""
     async with cluster_of(tmp_path, directory("d", "kvtransfer"), directory("f", "frontend")) as (cluster, changes):
-        await cluster.start(20)
+        await cluster.start(START_S)
         pids = [process.pid for process in cluster.processes]
         assert cluster.awaited() == []
         await cluster.stop(5)
@@ -81,7 +82,7 @@ async def test_it_starts_when_all_serve_and_stops_in_order(tmp_path: pathlib.Pat
 async def test_a_killed_process_is_reported_and_started_again(tmp_path: pathlib.Path) -> None:
     """After SIGKILL the signal is named, and the process serves again under a new pid."""
     async with cluster_of(tmp_path, directory("d", "kvtransfer")) as (cluster, changes):
-        await cluster.start(20)
+        await cluster.start(START_S)
         await until(changes, State.READY)
         old = cluster.processes[0].pid
         assert old is not None
@@ -95,7 +96,7 @@ async def test_a_process_that_keeps_dying_is_given_up_with_its_last_words(tmp_pa
     """Start fails after a bounded number of deaths, and the message has the end of the log."""
     async with cluster_of(tmp_path, program("p", "prefill", "raise SystemExit('out of cheese')")) as (cluster, _):
         with pytest.raises(ClusterFailed, match="out of cheese"):
-            await cluster.start(20)
+            await cluster.start(START_S)
         assert cluster.stats() == {"deaths": QUICK.max_first_deaths, "running": 0}
 
 
@@ -103,7 +104,7 @@ async def test_wrong_settings_are_not_tried_again(tmp_path: pathlib.Path) -> Non
     """Exit code 2 means that the settings are wrong: the process is given up after one death."""
     async with cluster_of(tmp_path, program("p", "prefill", "raise SystemExit(2)")) as (cluster, _):
         with pytest.raises(ClusterFailed, match="p keeps dying"):
-            await cluster.start(20)
+            await cluster.start(START_S)
         assert cluster.stats()["deaths"] == 1
 
 
@@ -123,7 +124,7 @@ async def test_a_process_that_ignores_sigterm_is_killed(tmp_path: pathlib.Path) 
     async with cluster_of(tmp_path, program("deaf", "decode", code)) as (cluster, _):
         process = cluster.processes[0]
         process.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(START_S):
             await asyncio.to_thread(told.read_bytes)
             await cluster.stop(0.2)
         assert process.state is State.STOPPED
@@ -138,7 +139,7 @@ async def test_without_a_worker_that_could_decode_waiting_ends(tmp_path: pathlib
         for process in cluster.processes:
             process.start()
         with pytest.raises(ClusterFailed, match="d keeps dying"):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(START_S):
                 await cluster.wait()
 
 
@@ -168,7 +169,7 @@ from tests.integration.test_up_cluster import ClusterPlan, directory
 async def main():
     plan = ClusterPlan(processes=(directory("d", "kvtransfer"), directory("f", "frontend")))
     cluster = LocalCluster(plan, pathlib.Path({str(tmp_path)!r}), lambda change: None)
-    await cluster.start(20)
+    await cluster.start(60)
     print(json.dumps([process.pid for process in cluster.processes]), flush=True)
     await cluster.wait()
 
@@ -176,11 +177,11 @@ asyncio.run(main())
 """
     started = await python(launcher)
     assert started.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(START_S):
         processes = [psutil.Process(pid) for pid in json.loads(await started.stdout.readline())]
         started.kill()
         await started.wait()
-    gone, alive = await asyncio.to_thread(psutil.wait_procs, processes, 10)
+    gone, alive = await asyncio.to_thread(psutil.wait_procs, processes, 30)
     assert (len(gone), alive) == (2, [])
 
 
@@ -203,8 +204,9 @@ sys.exit(asyncio.run(serve(plan, options, StatusView(Console()))))
     started = await python(launcher)
     assert started.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(START_S):
             await asyncio.to_thread(told.read_bytes)
+        async with asyncio.timeout(30):
             started.send_signal(signal.SIGINT)
             while b"stopping" not in await started.stdout.readline():
                 pass

@@ -32,19 +32,20 @@ async def test_a_hung_step_is_noticed_and_so_is_its_end() -> None:
     server = TierServer(Tier.COLOCATED, engine)
     async with running(server):
         told: list[bool] = []
-        liveness = Liveness(server.tier, 0.2, told.append)
+        liveness = Liveness(server.tier, 0.5, told.append)
         liveness.start()
+        engine.gate.clear()
         async with contextlib.aclosing(server.decode.decode(work([1, 2], SamplingParams(temperature=0.0)))) as events:
-            await anext(events)
-            engine.gate.clear()
+            beginning = asyncio.create_task(anext(events))
             await until(lambda: told == [False])
             with pytest.raises(EngineStalled, match="restart it"):
                 liveness.check()
             engine.gate.set()
             await until(lambda: told == [False, True])
             liveness.check()
+            await beginning
         await server.settled(lambda: server.blocks_held == 0)
-        await asyncio.sleep(0.3)  # more than the limit: an idle thread must not look stalled
+        await asyncio.sleep(0.75)  # more than the limit: an idle thread must not look stalled
         assert told == [False, True]
         await liveness.close()
 

@@ -82,12 +82,12 @@ async def test_a_decode_worker_is_ready_once_its_channels_are_proven(checkpoint:
         source = await stack.enter_async_context(started(prefill.build(first), first))
         second = DecodeSettings(**options(checkpoint, directory=place))
         sink = await stack.enter_async_context(started(decode.build(second), second))
-        assert await check_health(sink, 5.0)
+        assert await check_health(sink, 20.0)
         info, load = await describe(source)
         assert (await describe(sink))[1].proven == (info.incarnation,)
         assert load.counters["prefilled_tokens"] == 0
         for address in (source, sink):
-            items = await deep_check(address, 10.0)
+            items = await deep_check(address, 30.0)
             assert items
             assert not any(item.error for item in items), items
             assert (await describe(address))[1].counters["prefilled_tokens"] == 0
@@ -98,15 +98,15 @@ async def test_a_decode_worker_alone_is_ready(checkpoint: Path) -> None:
     settings = DecodeSettings(**options(checkpoint))
     process = decode.build(settings)
     async with started(process, settings) as address:
-        assert await check_health(address, 5.0, "baton.v1.DecodeService")
-        await process.drain(time.monotonic() + 5)
-        assert not await check_health(address, 5.0)
-        assert await check_health(address, 5.0, LIVENESS)
+        assert await check_health(address, 20.0, "baton.v1.DecodeService")
+        await process.drain(time.monotonic() + 20)
+        assert not await check_health(address, 20.0)
+        assert await check_health(address, 20.0, LIVENESS)
 
 
 async def test_a_directory_that_is_away_does_not_keep_a_worker_from_being_ready(checkpoint: Path) -> None:
     """It serves alone until somebody knows it."""
     settings = DecodeSettings(**options(checkpoint, directory="127.0.0.1:9"))
     async with started(decode.build(settings), settings) as address:
-        assert await check_health(address, 5.0)
+        assert await check_health(address, 20.0)
         assert (await describe(address))[1].proven == ()

@@ -15,6 +15,10 @@ from services.kvtransfer.staging import Staging
 from services.kvtransfer.transport.base import Meeting, Transport
 from services.kvtransfer.transport.memory import MemoryExchange
 
+WAIT_S = 20.0
+# The limit of an operation: longer than a test waits, so that an end by itself is told from one by its limit.
+LONG_S = 60.0
+
 
 def meeting(rank: int) -> Meeting:
     return Meeting(rank=rank, name="p", keys=SourceKeys())
@@ -26,7 +30,7 @@ def make(open_transport: Callable[[], Transport]) -> Channel:
 
 def joined() -> tuple[Channel, Channel]:
     exchange = MemoryExchange()
-    return make(partial(exchange.open, meeting(0), 5)), make(partial(exchange.open, meeting(1), 5))
+    return make(partial(exchange.open, meeting(0), LONG_S)), make(partial(exchange.open, meeting(1), LONG_S))
 
 
 async def open_both() -> tuple[Channel, Channel]:
@@ -41,7 +45,7 @@ def receive(into: list[list[int]]) -> Callable[[Transport, Staging], None]:
     def operation(link: Transport, staging: Staging) -> None:
         data = staging.take(4)
         try:
-            link.receive(data, 5)
+            link.receive(data, LONG_S)
             into.append(data.tolist())
         finally:
             staging.give(data)
@@ -50,13 +54,13 @@ def receive(into: list[list[int]]) -> Callable[[Transport, Staging], None]:
 
 
 def send(value: int) -> Callable[[Transport, Staging], None]:
-    return lambda link, _: link.send(torch.full((4,), value, dtype=torch.uint8), 5)
+    return lambda link, _: link.send(torch.full((4,), value, dtype=torch.uint8), LONG_S)
 
 
 async def close(*channels: Channel) -> None:
     for channel in channels:
         channel.abort(ChannelBroken("the test is over"))
-    assert all([await channel.wait_ended(5) for channel in channels])
+    assert all([await channel.wait_ended(WAIT_S) for channel in channels])
 
 
 async def test_operations_run_in_order_on_one_thread() -> None:
@@ -83,7 +87,7 @@ async def test_failed_operation_breaks_the_channel() -> None:
         await failing
     with pytest.raises(ChannelBroken, match="wires crossed"):
         await after
-    assert await left.wait_ended(5)
+    assert await left.wait_ended(WAIT_S)
     assert left.state is ChannelState.BROKEN
     with pytest.raises(ChannelBroken):
         left.submit(send(1))
@@ -109,7 +113,7 @@ async def test_peers_abort_is_seen_at_once() -> None:
     waiting = right.submit(receive([]))
     left.abort(ChannelBroken("gone"))
     with pytest.raises(ChannelBroken):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(WAIT_S):
             await waiting
     await close(left, right)
 
@@ -127,7 +131,7 @@ async def test_failed_open_is_typed_and_ends_the_thread() -> None:
     channel = make(partial(MemoryExchange().open, meeting(0), 0.05))
     with pytest.raises(ChannelBroken, match="did not come"):
         await channel.open()
-    assert await channel.wait_ended(5)
+    assert await channel.wait_ended(WAIT_S)
     assert channel.state is ChannelState.BROKEN
 
 
@@ -139,10 +143,10 @@ async def test_operations_are_bounded() -> None:
 
     def block(link: Transport, staging: Staging) -> None:
         has_begun.set()
-        may_go_on.wait(10)
+        may_go_on.wait(WAIT_S)
 
     submitted = [left.submit(block)]
-    assert await asyncio.to_thread(has_begun.wait, 5)
+    assert await asyncio.to_thread(has_begun.wait, WAIT_S)
     submitted += [left.submit(send(1)) for _ in range(MAX_OPERATIONS)]
     with pytest.raises(QueueFull):
         left.submit(send(1))
@@ -165,7 +169,7 @@ async def test_end_gives_staging_and_transport_back() -> None:
     assert right.stats()["staging_bytes"] == 0
     assert right.stats()["received_bytes"] == 4
     for thread in ours:
-        await asyncio.to_thread(thread.join, 5)
+        await asyncio.to_thread(thread.join, WAIT_S)
         assert not thread.is_alive()
 
 
@@ -180,7 +184,7 @@ async def test_error_does_not_keep_frames() -> None:
             raise ChannelBroken("outer") from error
 
     failing = left.submit(fail)
-    assert await left.wait_ended(5)
+    assert await left.wait_ended(WAIT_S)
     error = failing.exception()
     assert error is not None
     assert error.__traceback__ is None

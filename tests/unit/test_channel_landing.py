@@ -17,6 +17,7 @@ from tests.harness.fake_kv import LAYOUT, FakeKv
 
 BLOCKS = (3, 1, 2)
 TOKENS = 10
+WAIT_S = 20.0
 
 
 def make(kv: FakeKv, *, checksum: bool = True) -> Landing:
@@ -118,7 +119,7 @@ class SlowKv(FakeKv):
 
     def write(self, *args: object) -> None:  # type: ignore[override]
         self.has_begun.set()
-        assert self.may_go_on.wait(10)
+        assert self.may_go_on.wait(WAIT_S)
         super().write(*args)  # type: ignore[arg-type]
 
 
@@ -129,7 +130,7 @@ async def test_fence_waits_for_a_write_in_progress_even_when_cancelled() -> None
     results: list[BatonError | None] = []
     writer = threading.Thread(target=lambda: results.append(landing.land(*message(0, 4), LAYOUT)))
     writer.start()
-    assert await asyncio.to_thread(kv.has_begun.wait, 5)
+    assert await asyncio.to_thread(kv.has_begun.wait, WAIT_S)
     fencing = asyncio.create_task(landing.fence())
     await asyncio.sleep(0)
     fencing.cancel()
@@ -139,5 +140,5 @@ async def test_fence_waits_for_a_write_in_progress_even_when_cancelled() -> None
     with pytest.raises(asyncio.CancelledError):
         await fencing
     assert kv.writes == [(0, 4)]
-    await asyncio.to_thread(writer.join, 5)
+    await asyncio.to_thread(writer.join, WAIT_S)
     assert results == [None]

@@ -16,6 +16,7 @@ from services.kvtransfer.staging import Staging
 from services.kvtransfer.transport.base import SINK_RANK, SOURCE_RANK, Meeting, Transport
 from services.kvtransfer.transport.memory import MemoryExchange
 
+WAIT_S = 20.0
 KNOWN = Introduction(
     secret=b"s" * SECRET_BYTES, channel_id="prefill-0-1", epoch=1, source_incarnation="a", sink_incarnation="b"
 )
@@ -53,8 +54,8 @@ def ends(source: Introduction, sink: Introduction) -> tuple[ChannelBroken | None
     outcomes: dict[int, ChannelBroken | None] = {}
 
     def run(rank: int, introduction: Introduction) -> None:
-        link = exchange.open(Meeting(rank=rank, name="x", keys=None), 5)  # pyright: ignore[reportArgumentType]
-        joining, staging = Joining(introduction, lambda _: 1.0), Staging(1024, 1024)
+        link = exchange.open(Meeting(rank=rank, name="x", keys=None), WAIT_S)  # pyright: ignore[reportArgumentType]
+        joining, staging = Joining(introduction, lambda _: WAIT_S), Staging(1024, 1024)
         try:
             outcomes[rank] = (_source_end if rank == SOURCE_RANK else _sink_end)(joining, link, staging)
         except ChannelBroken as error:
@@ -65,19 +66,19 @@ def ends(source: Introduction, sink: Introduction) -> tuple[ChannelBroken | None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(2 * WAIT_S)
     return outcomes[SOURCE_RANK], outcomes[SINK_RANK]
 
 
 def _source_end(joining: Joining, link: Transport, staging: Staging) -> None:
     joining.receive_proof(link, staging)
     _, data = joining.stage_probe(link, staging)
-    link.send(data, 1.0)
+    link.send(data, WAIT_S)
 
 
 def _sink_end(joining: Joining, link: Transport, staging: Staging) -> ChannelBroken | None:
     joining.send_proof(link, staging)
-    content = Joining(joining.introduction, lambda _: 1.0).stage_probe(link, Staging(1024, 1024))[0]
+    content = Joining(joining.introduction, lambda _: WAIT_S).stage_probe(link, Staging(1024, 1024))[0]
     probe = ChannelProbe(sequence=0, num_bytes=1024, checksum=content.checksum)
     error = joining.receive_probe(probe, link, staging)
     assert error is None or isinstance(error, ChannelBroken)
@@ -111,5 +112,5 @@ def test_a_stranger_at_the_sources_end_is_not_believed(monkeypatch: pytest.Monke
 def _swallow(_: Joining, link: Transport, staging: Staging) -> None:
     """What a stranger does with a proof: nothing."""
     data = staging.take(32)
-    link.receive(data, 1.0)
+    link.receive(data, WAIT_S)
     staging.give(data)

@@ -48,4 +48,4 @@ async def test_a_drain_ends_at_its_deadline() -> None:
     """What never goes away does not hold the process for ever."""
     drain = Drain("w")
     drain.occupied(1)
-    await asyncio.wait_for(drain.run(time.monotonic() + 0.05, None, lambda error: 0), 5)
+    await asyncio.wait_for(drain.run(time.monotonic() + 0.05, None, lambda error: 0), 20)

@@ -62,7 +62,7 @@ def test_readers_that_come_and_go_see_one_answer(sizes: list[int], visits: list[
             reader = _Reader(most)
             start = max(0, len(arrived) - back)
             try:
-                await asyncio.wait_for(_visit(answer, start, reader), 5)
+                await asyncio.wait_for(_visit(answer, start, reader), 20)
             except NotFound:
                 continue
             arrived = [*arrived[:start], *reader.got]
@@ -72,7 +72,7 @@ def test_readers_that_come_and_go_see_one_answer(sizes: list[int], visits: list[
             assert ahead < LIMIT + 4, "produced further ahead than the bound and one message"
         assert arrived == outputs[: len(arrived)]
         last = _Reader(len(outputs) + 1)
-        await asyncio.wait_for(answer.forward(len(arrived), last.send), 5)
+        await asyncio.wait_for(answer.forward(len(arrived), last.send), 20)
         assert [*arrived, *last.got] == outputs
         assert task.done()
 
@@ -102,7 +102,7 @@ async def test_nobody_reads_means_a_bounded_answer() -> None:
     await _settle()
     assert len(produced) == LIMIT
     reader = _Reader(1000)
-    await asyncio.wait_for(answer.forward(0, reader.send), 5)
+    await asyncio.wait_for(answer.forward(0, reader.send), 20)
     assert len(reader.got) == 100
     with pytest.raises(NotFound, match="are kept"):
         await answer.forward(0, reader.send)
@@ -124,6 +124,6 @@ async def test_stopped_answer_tells_its_reader() -> None:
     await _settle()
     answer.stop()
     with pytest.raises(Cancelled, match="withdrawn"):
-        await asyncio.wait_for(reading, 5)
+        await asyncio.wait_for(reading, 20)
     assert ended.is_set()
     assert not answer.is_running
