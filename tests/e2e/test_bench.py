@@ -19,13 +19,13 @@ FIGURES = {
     "output_throughput", "total_token_throughput", "slo_attainment", "request_goodput",
 }  # fmt: skip
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a benchmark to its end."""
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
 
 
 def test_both_clusters_are_measured_in_one_run(tmp_path: pathlib.Path) -> None:

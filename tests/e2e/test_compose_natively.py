@@ -67,6 +67,7 @@ def certified(folder: pathlib.Path) -> ClientSecurity:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("overlays", [(), ("compose.tls.yaml",)], ids=["plain", "tls"])
 async def test_the_deployment_serves(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, overlays: tuple[str, ...]
@@ -76,17 +77,17 @@ async def test_the_deployment_serves(
     if overlays:
         monkeypatch.setattr(security, "_client", certified(tmp_path / "certs"))
     cluster = LocalCluster(plan, tmp_path, lambda change: None)
-    request = GenerationRequest(
-        request_id="compose",
-        prompt=TextPrompt("The capital of France is"),
-        sampling=SamplingParams(temperature=0.0, max_tokens=4),
-        deadline=time.monotonic() + 60,
-    )
     finish: FinishReason | None = None
     completion: Completion | None = None
     try:
         await cluster.start(90)
-        assert await routes_ready(plan, 30)
+        assert await routes_ready(plan, 60)
+        request = GenerationRequest(
+            request_id="compose",
+            prompt=TextPrompt("The capital of France is"),
+            sampling=SamplingParams(temperature=0.0, max_tokens=4),
+            deadline=time.monotonic() + 60,
+        )
         async with GenerationClient(plan.of_role("frontend")[0].address) as client:
             async for output in client.generate(request):
                 finish = next((delta.finish for delta in output.deltas if delta.finish), finish)

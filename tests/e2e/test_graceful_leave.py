@@ -13,7 +13,7 @@ from services.common.sampling import SamplingParams
 from services.common.types import Tier
 from services.common.worker_client import WorkerClient
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
-from tests.harness.processes import Answer, Processes, processes
+from tests.harness.processes import START_S, Answer, Processes, processes
 from tests.harness.tiers import until
 
 PROMPTS = [[i + 3, *random_prompt(40, seed=8)] for i in range(6)]
@@ -70,7 +70,7 @@ async def leave(cluster: Processes, name: str) -> None:
 
 async def ready_again(cluster: Processes, name: str) -> None:
     """Waits until the restarted process serves."""
-    await until(lambda: cluster.by_name[name].state is State.READY, timeout_s=60)
+    await until(lambda: cluster.by_name[name].state is State.READY, timeout_s=START_S)
 
 
 async def known(cluster: Processes, prefills: int, decodes: int) -> None:
@@ -134,7 +134,7 @@ async def test_frontend_that_leaves_finishes_its_streams(tmp_path: Path):
         long = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
         asked: list[asyncio.Task[Answer]] = [asyncio.create_task(cluster.ask(prompt, long)) for prompt in PROMPTS]
         async with asyncio.timeout(30):
-            while not (await cluster.load("decode-0")).running_requests:
+            while not (await cluster.load("decode-0")).running_requests and not any(task.done() for task in asked):
                 pass
         await leave(cluster, "frontend-0")
         for prompt, answer in zip(PROMPTS, await asyncio.gather(*asked), strict=True):

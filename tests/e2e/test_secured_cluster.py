@@ -22,7 +22,7 @@ from services.common.rpc.security import (
 from services.common.sampling import SamplingParams
 from tests.harness.certificates import OTHER_TOKEN, TOKEN, Authority, token_file
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
-from tests.harness.processes import Processes, processes
+from tests.harness.processes import PATIENT, Processes, processes
 
 ROLES = ("kvtransfer", "prefill", "decode", "frontend")
 
@@ -91,7 +91,7 @@ async def test_a_deployment_with_mutual_tls_and_tokens(tmp_path: Path) -> None:
         files = authority.issue(role)
         named = {"tls-cert": files.cert, "tls-key": files.key, "tls-ca": files.ca, "tls-require-client-cert": ""}
         flags[role] = {**named, "cluster-token-file": cluster_tokens}
-    flags["frontend"]["auth-token-file"] = public_tokens
+    flags["frontend"] |= {**PATIENT, "auth-token-file": public_tokens}
     mine = authority.issue("client")
     as_client, as_peer = replace(mine, tokens=public_tokens), replace(mine, tokens=cluster_tokens)
     use_client_security(new_client_security(as_client))

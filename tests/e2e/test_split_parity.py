@@ -8,7 +8,7 @@ import pytest
 
 from services.common.sampling import SamplingParams
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
-from tests.harness.processes import Answer, Processes, processes
+from tests.harness.processes import PATIENT, Answer, Processes, processes
 
 AT_ONCE = 16
 REQUESTS = 200
@@ -53,11 +53,15 @@ async def test_split_equals_colocated_and_transformers(tmp_path: Path):
     """200 mixed requests, 16 at a time: split and colocated agree token for token, and with transformers."""
     checkpoint = tiny_checkpoint("llama")
     requests = mixed_requests(REQUESTS)
-    split_flags = {"prefill": {"block-size": "16", "max-num-batched-tokens": "96"}, "decode": {"block-size": "8"}}
+    split_flags = {
+        "prefill": {"block-size": "16", "max-num-batched-tokens": "96"},
+        "decode": {"block-size": "8"},
+        "frontend": PATIENT,
+    }
     async with processes(checkpoint, tmp_path / "split", {"prefill": 1, "decode": 1}, split_flags) as cluster:
         split = await answers(cluster, requests)
         loads = await cluster.workers_at_rest()
-    async with processes(checkpoint, tmp_path / "one", {"colocated": 1}) as cluster:
+    async with processes(checkpoint, tmp_path / "one", {"colocated": 1}, {"frontend": PATIENT}) as cluster:
         colocated = await answers(cluster, requests)
         await cluster.workers_at_rest()
     for one, other, (prompt, sampling) in zip(split, colocated, requests, strict=True):

@@ -16,6 +16,11 @@ from tests.harness.processes import processes
 PROMPT = random_prompt(64, seed=2)
 # A handoff ends with a call that renews the lease; no call between processes is faster than this.
 LEAST_HANDOFF_NS = 50_000
+COUNTED = {
+    "prefill-0": ("baton_prefill_prefill_seconds_count 1.0", "baton_prefill_prefilled_tokens_total 64.0"),
+    "decode-0": ("baton_decode_handoff_seconds_count 1.0", "baton_decode_prefilled_tokens_total 0.0"),
+    "frontend-0": ('baton_frontend_stage_seconds_count{stage="handoff"} 1.0',),
+}
 
 
 async def test_stages_are_told_and_counted(tmp_path: Path):
@@ -36,17 +41,21 @@ async def test_stages_are_told_and_counted(tmp_path: Path):
             assert getattr(trailing, f"{name}_ns") >= getattr(stages, f"{name}_ns"), name
         assert stages.ttft_ns <= stages.total_ns
         assert stages.handoff_ns > LEAST_HANDOFF_NS
-        pages = {
-            name: await asyncio.to_thread(_scrape, process.plan.metrics_address)
-            for name, process in cluster.by_name.items()
-        }
-    assert "baton_prefill_prefill_seconds_count 1.0" in pages["prefill-0"]
-    assert "baton_prefill_prefilled_tokens_total 64.0" in pages["prefill-0"]
-    assert "baton_decode_handoff_seconds_count 1.0" in pages["decode-0"]
-    assert "baton_decode_prefilled_tokens_total 0.0" in pages["decode-0"]
-    assert 'baton_frontend_stage_seconds_count{stage="handoff"} 1.0' in pages["frontend-0"]
+        for name, lines in COUNTED.items():
+            await _counted(cluster.by_name[name].plan.metrics_address, lines)
+
+
+async def _counted(address: str, lines: tuple[str, ...]) -> None:
+    """Waits until a process's metrics have these lines: it may still be counting what has just ended."""
+    missing = list(lines)
+    for _ in range(100):
+        page = await asyncio.to_thread(_scrape, address)
+        if not (missing := [line for line in lines if line not in page]):
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(missing)
 
 
 def _scrape(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as page:
         return page.read().decode()

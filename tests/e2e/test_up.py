@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 
+from services.frontend.client import GenerationClient
+
 BATON = str(pathlib.Path(sysconfig.get_path("scripts")) / "baton")
 START_S = 90
-COMMAND_S = 30
+COMMAND_S = 60
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +94,7 @@ async def test_a_cluster_can_be_asked_drained_and_stopped(tmp_path: pathlib.Path
         up.send_signal(signal.SIGINT)
         async with asyncio.timeout(COMMAND_S):
             assert await up.wait() == 0
-        gone, alive = await asyncio.to_thread(psutil.wait_procs, children, 5)
+        gone, alive = await asyncio.to_thread(psutil.wait_procs, children, 30)
         assert (len(gone), alive) == (4, [])
         assert not ready.exists()
 
@@ -107,6 +109,9 @@ async def test_a_worker_that_dies_comes_back(tmp_path: pathlib.Path) -> None:
             assert "SIGKILL" in await until_line(up, "restarting")
             while "decode-0" not in await until_line(up, " ready "):
                 pass
+        async with GenerationClient(addresses["frontend-0"]["address"]) as client, asyncio.timeout(COMMAND_S):
+            while not (await client.list_models())[0].decode_workers:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.05)
         code, out, err = await baton("generate", "--address", addresses["frontend-0"]["address"], "Who are you?")
         assert code == 0, err
         assert out.strip()

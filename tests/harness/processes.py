@@ -23,6 +23,8 @@ from services.frontend.client import GenerationClient
 from services.frontend.request import Completion, GenerationRequest, TokenPrompt
 
 START_S = 90.0
+# Flags of a frontend that takes no worker for lost because the machine is loaded.
+PATIENT = {"heartbeat-s": "5"}
 Flags = Mapping[str, Mapping[str, str]]
 
 

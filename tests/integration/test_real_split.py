@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import time
+from threading import Event
 
 import pytest
 
@@ -11,7 +12,8 @@ from services.common.types import Tier
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine, load_engine
 from tests.harness.checkpoints import ARCHITECTURES, random_prompt, reference_tokens, tiny_checkpoint
-from tests.harness.tiers import TierServer, at_rest, both_legs, collect, ids, running, work
+from tests.harness.pauses import PausedEngine, Point
+from tests.harness.tiers import WAIT_S, TierServer, at_rest, both_legs, collect, ids, running, until, work
 
 LENGTHS = (1, 7, 16, 33, 64, 90)
 
@@ -38,6 +40,16 @@ def server(
 ) -> TierServer:
     """A worker over a real engine."""
     return TierServer(tier, engine(architecture, block_size, num_blocks, budget, max_model_len, tier.value))
+
+
+class Held:
+    """A gate that no step passes before the event, so that all requests are there when the first one runs."""
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def pass_by(self, point: Point, place: int) -> None:
+        assert self._event.wait(WAIT_S), "the test never opened the gate"
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
@@ -88,14 +100,19 @@ async def test_prefix_hits_do_not_matter():
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neox"])
 async def test_preemption_and_choices_do_not_matter(architecture: str):
     """With so few blocks that requests are preempted, n = 4 choices get what they get alone with room to spare."""
+    gate = Event()
     few = server(Tier.COLOCATED, architecture, 8, num_blocks=24, budget=32)
+    few.engine = PausedEngine(few.engine, Held(gate))
     plenty = server(Tier.DECODE, architecture, 8, num_blocks=400, budget=32)
     loads = [
         (random_prompt(20 + i, seed=i), SamplingParams(seed=i, max_tokens=40, n=4 if i == 0 else 1, ignore_eos=True))
         for i in range(6)
     ]
     async with running(few, plenty):
-        crowded = await asyncio.gather(*(collect(few.decode.decode(work(*load))) for load in loads))
+        crowding = [asyncio.create_task(collect(few.decode.decode(work(*load)))) for load in loads]
+        await until(lambda: few.tier.load().counters["live_requests"] == len(loads))
+        gate.set()
+        crowded = await asyncio.gather(*crowding)
         alone = [await collect(plenty.decode.decode(work(*load))) for load in loads]
         assert [{c: ids(t) for c, t in tokens.items()} for tokens, _ in crowded] == [
             {c: ids(t) for c, t in tokens.items()} for tokens, _ in alone

@@ -1,6 +1,5 @@
 """Membership by addresses and by names, without a directory, against real workers."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 

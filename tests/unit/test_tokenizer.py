@@ -135,7 +135,7 @@ def test_missing_tokenizer_is_a_configuration_error(tmp_path: Path) -> None:
 async def test_waiting_texts_are_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts beyond threads and queue are refused with a hint; the count returns to zero when the threads are done."""
     go_on = threading.Event()
-    monkeypatch.setattr(tokenizer, "_encode", lambda prompt: go_on.wait(10) and (1,))
+    monkeypatch.setattr(tokenizer, "_encode", lambda prompt: go_on.wait(30) and (1,))
     calls = [asyncio.create_task(tokenizer.encode(TextPrompt("a"))) for _ in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(QueueFull) as caught:
