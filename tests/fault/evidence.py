@@ -64,7 +64,8 @@ class Evidence:
     """Everything that a run of a scenario left behind.
 
     `victims` are the processes that the fault was done to, `touched` those that stood still with the subject, `ended`
-    those that ended with their exit code (negative: a signal), `unready` those that were seen not serving. `faulted_at`
+    those that ended with their exit code (negative: a signal), `unready` those that were seen not serving. The subjects
+    were in the phase `reached_after_s` seconds after the first request that was sent to get them there. `faulted_at`
     is when the fault was done, `recovered_at` when the first request that began after it had succeeded.
     `is_timing_exact` is True on virtual time; where `is_timing_judged` is False, the machine was too busy to say
     anything about seconds.
@@ -77,6 +78,7 @@ class Evidence:
     after: Snapshot = field(default_factory=dict)
     ended: list[tuple[str, int | None]] = field(default_factory=list)
     unready: set[str] = field(default_factory=set)
+    reached_after_s: float = 0.0
     faulted_at: float = 0.0
     recovered_at: float | None = None
     rested_after_s: float | None = None

@@ -50,6 +50,7 @@ def _behind(tier: Tier):
 
 def _prefilled(_: States, now: States, paused: set[str]) -> set[str]:
     """Prefill workers that have computed the prompt and stand still before sending it."""
+    paused = paused & now.keys()
     return {name for name in paused if not _count(now, name, "running_requests") and _count(now, name, "tickets")}
 
 
@@ -66,7 +67,7 @@ def _loading(_: States, now: States, paused: set[str]) -> set[str]:
 def _sending(before: States, now: States, paused: set[str]) -> set[str]:
     """Prefill workers that have sent a part of the KV and stand still before they compute the rest."""
     sent = "source_sent_messages"
-    return {name for name in paused if _count(now, name, sent) > _count(before, name, sent)}
+    return {name for name in paused & now.keys() if _count(now, name, sent) > _count(before, name, sent)}
 
 
 def _receiving(before: States, now: States, paused: set[str]) -> set[str]:

@@ -24,7 +24,7 @@ LONGEST_LOOK_S = 0.5
 PROBE_EVERY_S = 0.25
 PROBE_S = 30.0
 PROBE_TOKENS = 4
-MOST_BLOCKERS, BLOCKER_LOOKS = 12, 25
+MOST_BLOCKERS, BLOCKER_EVERY_S = 12, 0.5
 SHOWN = ("live_requests", "tickets", "loading", "engine_steps", "source_sent_messages")
 WARM_UP_S = 30.0
 
@@ -66,9 +66,11 @@ class Scene:
         evidence, cluster = self.evidence, self.cluster
         await self._warm_up()
         await self._rest()
-        evidence.before = await self._look()
+        evidence.before = await self._look_at_all()
         ended, unready = len(cluster.ended()), len(cluster.unready())
+        started = time.monotonic()
         await self._reach()
+        evidence.reached_after_s = time.monotonic() - started
         self.ask(Part.COMPANION, self._scenario.load.companions)
         await self._companions_run()
         evidence.touched |= cluster.paused()
@@ -82,7 +84,7 @@ class Scene:
         await self._recovering
         await self.clients.wait(*self.clients.records)
         evidence.rested_after_s = await self._rest()
-        evidence.after = await self._look()
+        evidence.after = await self._look_at_all()
         evidence.ended = cluster.ended()[ended:]
         evidence.unready = set(cluster.unready()[unready:])
         evidence.records = [record for record in self.clients.records if record.part is not Part.WARM_UP]
@@ -115,7 +117,7 @@ class Scene:
             self.cluster.pause(phase.pause)
         if phase.is_blocked and phase.pause is not None:
             await self._block(self.cluster.names(phase.pause.tier))
-        before = await self._look()
+        before = await self._look_at_all()
         deadline = time.monotonic() + REACH_S
         self.ask(Part.SUBJECT, load.subjects)
         while not self.holders:
@@ -129,13 +131,15 @@ class Scene:
 
     async def _block(self, workers: list[str]) -> None:
         """Sends requests until each of these workers stands still with one, so that whatever comes next has to wait."""
-        for _ in range(MOST_BLOCKERS):
-            self.ask(Part.BLOCKER)
-            for _ in range(BLOCKER_LOOKS):
-                if self.cluster.paused() >= set(workers):
-                    return
-                await asyncio.sleep(LOOK_S)
-        raise AssertionError(f"{self._scenario.title}: only {self.cluster.paused()} of {workers} stand still")
+        started = time.monotonic()
+        sent = 0
+        while not self.cluster.paused() >= set(workers):
+            waited_s = time.monotonic() - started
+            assert waited_s < REACH_S, f"{self._scenario.title}: of {workers} stand still {self.cluster.paused()} alone"
+            if sent < min(MOST_BLOCKERS, 1 + waited_s // BLOCKER_EVERY_S):
+                self.ask(Part.BLOCKER)
+                sent += 1
+            await asyncio.sleep(LOOK_S)
 
     async def _companions_run(self) -> None:
         """Waits until one of them gets tokens, where there are any that can."""
@@ -162,11 +166,22 @@ class Scene:
         limit = self.evidence.rest_limit_s = self.cluster.lease_s + GRACE_S
         pause_s = LOOK_S
         while time.monotonic() - started <= limit:
-            if not any(owns(state) for state in (await self._look()).values()):
+            states = await self._look()
+            if states.keys() >= set(self.cluster.names()) and not any(owns(state) for state in states.values()):
                 return time.monotonic() - started
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, LONGEST_LOOK_S)
         return None
+
+    async def _look_at_all(self) -> dict[str, ProcessState]:
+        """A look at which every process has answered; on a busy machine one may not, at the first time."""
+        deadline = time.monotonic() + REACH_S
+        while True:
+            states = await self._look()
+            if not (silent := set(self.cluster.names()) - states.keys()):
+                return states
+            assert time.monotonic() < deadline, f"{self._scenario.title}: {sorted(silent)} tell nothing of themselves"
+            await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> dict[str, ProcessState]:
         names = self.cluster.names()

@@ -95,10 +95,16 @@ def _story(record: Record, faulted_at: float) -> str:
 
 
 def _times(evidence: Evidence) -> str:
+    """When what happened, and how busy the machine was."""
     recovered = "never" if evidence.recovered_at is None else f"{evidence.recovered_at - evidence.faulted_at:.2f} s"
-    moved = f"new request served after {recovered}, touched ones went on within {moved_after_s(evidence):.2f} s"
-    busy = "" if evidence.is_timing_judged else ", times not judged"
-    return f"{moved}, {_growth(evidence)}, load {os.getloadavg()[0]:.1f}{busy}"
+    parts = (
+        f"phase reached after {evidence.reached_after_s:.1f} s",
+        f"new request served after {recovered}",
+        f"touched ones went on within {moved_after_s(evidence):.2f} s",
+        _growth(evidence),
+        f"load {os.getloadavg()[0]:.1f}",
+    )
+    return ", ".join(parts if evidence.is_timing_judged else (*parts, "times not judged"))
 
 
 def _growth(evidence: Evidence) -> str:
