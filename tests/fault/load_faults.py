@@ -10,8 +10,9 @@ from tests.fault.scenario import Fault, Scene
 WAVES, WAVE = 4, 300
 LEAST, MOST = 1, 3
 SLOWNESS = 10.0
-# Requests of a steady load: one every so many seconds.
+# Requests of a steady load: one every so many seconds. Real processes that start beside it need the same cores.
 EVERY_S = 0.05
+BESIDE_STARTS_S = 0.15
 
 
 async def storm(scene: Scene) -> None:
@@ -91,7 +92,7 @@ def slow(role: str) -> Fault:
         victim, other = scene.cluster.names(role)
         scene.did(victim)
         scene.cluster.slow_down(victim, SLOWNESS)
-        async with Steady(scene) as steady:
+        async with Steady(scene, EVERY_S) as steady:
             await asyncio.sleep(6.0)
         scene.cluster.slow_down(victim, 1.0)
         served = [name for record in steady.records for name in record.workers]
@@ -125,9 +126,10 @@ async def overload(scene: Scene) -> None:
 class Steady:
     """A steady load of short requests, until the block ends; all of them are companions."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, every_s: float | None = None) -> None:
         self.records: list[Record] = []
         self._scene = scene
+        self._every_s = every_s or (EVERY_S if scene.cluster.is_timing_exact else BESIDE_STARTS_S)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Steady":
@@ -143,7 +145,7 @@ class Steady:
     async def _ask(self) -> None:
         while True:
             self.records += self._scene.ask(Part.COMPANION)
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(self._every_s)
 
 
 def _median(records: list[Record]) -> float:

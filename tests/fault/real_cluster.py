@@ -35,7 +35,8 @@ from tests.harness.pauses import FOLDER_VARIABLE, Pause, PauseFolder
 from tests.harness.slow_engine import SlownessFiles
 from tests.harness.tiers import until
 
-START_S = 90.0
+# A worker that starts under load, on busy cores, takes a minute.
+START_S = 240.0
 STOP_S = 5.0
 LOOK_S = 0.05
 LEASE_S = 4.0

@@ -12,6 +12,9 @@ from tests.fault.scenario import Scenario, Topology
 from tests.fault.simulated_cluster import simulated_cluster
 from tests.harness.virtual_time import VirtualClock, run_virtually
 
+# Virtual seconds of a busy cluster take real minutes where others use the cores.
+pytestmark = pytest.mark.timeout(600)
+
 
 def simulate(scenario: Scenario, seed: int) -> Evidence:
     """Plays a scenario on virtual time."""
