@@ -66,27 +66,29 @@ async def test_it_says_what_is_wrong_with_its_settings():
     assert log.decode().startswith("baton-kvtransfer: flag --lease-s: lease_s: ")
 
 
-async def test_a_directory_that_stood_still_drops_nobody():
+@pytest.mark.parametrize("leases", [1.0, 1.5], ids=["until a lease ends", "for longer than a lease"])
+async def test_a_directory_that_stood_still_drops_nobody(leases: float):
     """Its leases ran out while it could not take renewals: a stopped process must not empty the fleet."""
-    process = DirectoryProcess(DirectorySettings(port=0, metrics_port=0, lease_s=2.0))
-    await process.start()
-    registration = Registration(f"127.0.0.1:{process.port}", lambda: worker_info("p"))
-    registration.start()
-    client = DirectoryClient(f"127.0.0.1:{process.port}")
-    try:
+    lease_s = 1.0
+    async with contextlib.AsyncExitStack() as stack:
+        process = DirectoryProcess(DirectorySettings(port=0, metrics_port=0, lease_s=lease_s))
+        await process.start()
+        stack.push_async_callback(process.stop)
+        registration = Registration(f"127.0.0.1:{process.port}", lambda: worker_info("p"))
+        registration.start()
+        stack.push_async_callback(registration.close)
         assert await registration.wait_registered(WAIT_S)
-        async with contextlib.aclosing(client.watch()) as watch:
-            assert len((await anext(watch)).workers) == 1
-            # The fault: the whole event loop stands still for longer than a lease.
-            time.sleep(3.0)  # noqa: ASYNC251
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    while True:  # a snapshot may be told twice, but none may lack the worker
-                        assert len((await anext(watch)).workers) == 1
-    finally:
-        await client.close()
-        await registration.close()
-        await process.stop()
+        registered = time.monotonic()
+        client = DirectoryClient(f"127.0.0.1:{process.port}")
+        stack.push_async_callback(client.close)
+        watch = await stack.enter_async_context(contextlib.aclosing(client.watch()))
+        assert len((await anext(watch)).workers) == 1
+        # The fault: the whole event loop stands still.
+        time.sleep(max(0.0, registered + leases * lease_s - time.monotonic()))  # noqa: ASYNC251
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                while True:  # a snapshot may be told twice, but none may lack the worker
+                    assert len((await anext(watch)).workers) == 1
 
 
 def free_port() -> int:
@@ -95,13 +97,23 @@ def free_port() -> int:
         return holder.getsockname()[1]
 
 
-async def test_metrics_count_what_happens():
-    """Joins, renewals, expirations, members and refusals, by the exact number."""
+@contextlib.asynccontextmanager
+async def measured(lease_s: float) -> AsyncIterator[tuple[DirectoryClient, int]]:
+    """A directory in this process: a client of it, and the port of its metrics."""
     metrics_port = free_port()
-    process = DirectoryProcess(DirectorySettings(port=0, metrics_port=metrics_port, lease_s=1.0))
+    process = DirectoryProcess(DirectorySettings(port=0, metrics_port=metrics_port, lease_s=lease_s))
     await process.start()
     client = DirectoryClient(f"127.0.0.1:{process.port}")
     try:
+        yield client, metrics_port
+    finally:
+        await client.close()
+        await process.stop()
+
+
+async def test_metrics_count_what_happens():
+    """Joins, renewals, members and refusals, by the exact number."""
+    async with measured(lease_s=60.0) as (client, metrics_port):
         await client.register(worker_info("p"))
         await client.register(worker_info("p"))
         await client.register(worker_info("d", Tier.DECODE, head_dim=32))
@@ -111,6 +123,13 @@ async def test_metrics_count_what_happens():
         assert "baton_kvtransfer_registrations_total 2.0" in page
         assert "baton_kvtransfer_renewals_total 1.0" in page
         assert "baton_kvtransfer_refused_pairs 1.0" in page
+
+
+async def test_metrics_count_leases_that_ended():
+    """By the exact number; who does not renew is no member any more."""
+    async with measured(lease_s=0.5) as (client, metrics_port):
+        await client.register(worker_info("p"))
+        await client.register(worker_info("d", Tier.DECODE))
         async with contextlib.aclosing(client.watch()) as watch, asyncio.timeout(WAIT_S):
             async for membership in watch:
                 if not membership.workers:
@@ -118,11 +137,8 @@ async def test_metrics_count_what_happens():
         page = await asyncio.to_thread(scrape, metrics_port)
         assert "baton_kvtransfer_expirations_total 2.0" in page
         assert 'baton_kvtransfer_members{tier="prefill"} 0.0' in page
-    finally:
-        await client.close()
-        await process.stop()
 
 
 def scrape(port: int) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT_S) as answer:
         return answer.read().decode()

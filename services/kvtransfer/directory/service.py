@@ -25,6 +25,8 @@ MAX_WATCHERS = 1024
 MIN_PUSH_INTERVAL_S = 0.02
 # Waking up this share of a lease too late means that the process was stopped or starved.
 STALL_SHARE = 0.25
+# How often to wake up, as a share of a lease: a stall that ends just before a lease does must be seen, too.
+LOOK_SHARE = 0.125
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -116,9 +118,10 @@ class DirectoryServicer(kv_directory_pb2_grpc.KvDirectoryServiceServicer):
             self._show()
 
     async def _expire(self) -> None:
-        """Sleeps until the earliest lease may end; all leases are equally long, so nothing ends before that."""
+        """Sleeps until the earliest lease may end, and never long enough to miss that the process stood still."""
         while True:
-            planned = self._expire_once(time.monotonic())
+            now = time.monotonic()
+            planned = min(self._expire_once(now), now + self._registry.lease_s * LOOK_SHARE)
             await asyncio.sleep(max(0.0, planned - time.monotonic()))
             now = time.monotonic()
             stalled_s = now - planned
