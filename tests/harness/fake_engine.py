@@ -62,9 +62,9 @@ class FakeKv:
 class FakeEngine:
     """Engine with the surface that the workers use.
 
-    `gate` (when cleared) holds every step until it is set, so that a test can stop time in any phase; `poison` names a
-    token id whose items fail alone; `bomb` says with which items a step raises, and every later one where `is_deadly`;
-    `on_step` is called with the items of each step on the engine thread.
+    `gate` (when cleared) holds every step until it is set, so that a test can stop time in any phase; `hold_next`
+    clears it at a known step; `poison` names a token id whose items fail alone; `bomb` says with which items a step
+    raises, and every later one where `is_deadly`; `on_step` is called with the items of each step on the engine thread.
     """
 
     def __init__(self, limits: FakeLimits | None = None, *, block_size: int = 4, fingerprint: str = "fake") -> None:
@@ -88,10 +88,19 @@ class FakeEngine:
         self.on_step: Callable[[Sequence[BatchItem]], None] | None = None
         self.steps = 0
 
+    def hold_next(self) -> None:
+        """Lets one more step through and holds the one after it, however slow the test is."""
+
+        def close(_: Sequence[BatchItem]) -> None:
+            self.on_step = None
+            self.gate.clear()
+
+        self.on_step = close
+
     def step(self, items: Sequence[BatchItem]) -> list[ItemResult]:
         """Computes one step; see the module docstring for the arithmetic."""
         self.entered.release()
-        if not self.gate.wait(timeout=30):
+        if not self.gate.wait(timeout=60):
             raise AssertionError("the test never opened the gate")
         if self.on_step:
             self.on_step(items)

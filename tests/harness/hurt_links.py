@@ -22,7 +22,7 @@ from tests.harness.tiers import TierServer, free_port, running
 
 SOURCE_HOST = "127.0.0.2"
 SINK_HOST = "127.0.0.3"
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 Hurt = Callable[[TcpProxy], None]
 

@@ -16,12 +16,12 @@ from services.kvtransfer.transport.available import AVAILABLE
 from services.kvtransfer.transport.base import Transports
 from tests.harness.fake_kv import LAYOUT, FakeKv
 
-# Small messages, so that short prompts take several; short limits, so that faults show in a moment.
+# Small messages, so that short prompts take several; short pauses, so that faults are repaired in a moment.
 CONFIG = TransferConfig(
     max_message_bytes=4 * LAYOUT.token_elements * 4,
     staging_bytes=8 * LAYOUT.token_elements * 4,
-    operation_floor_s=3.0,
-    connect_timeout_s=3.0,
+    operation_floor_s=10.0,
+    connect_timeout_s=10.0,
     min_backoff_s=0.02,
     max_backoff_s=0.2,
 )
@@ -154,7 +154,7 @@ async def kv_pair(
         await left.stop()
 
 
-async def until(is_true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(is_true: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Waits until something that other tasks bring about is true; fails after the timeout."""
     async with asyncio.timeout(timeout_s):
         while not is_true():  # noqa: ASYNC110 - production code has no hooks that a test could wait for

@@ -56,6 +56,6 @@ async def relay(target_port: int) -> AsyncIterator[Relay]:
     finally:
         server.close()
         running.cut()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while running._writers:  # noqa: ASYNC110 - nothing announces the end of the last pump
                 await asyncio.sleep(0.005)

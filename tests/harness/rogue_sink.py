@@ -51,7 +51,7 @@ class RogueSink:
             key=key,
             value=value,
         )
-        await self._client.rendezvous(order, time.monotonic() + 10)
+        await self._client.rendezvous(order, time.monotonic() + 30)
 
     async def leave(self) -> None:
         """Ends the channel's stream."""

@@ -1,8 +1,9 @@
 """A real frontend process over scripted workers, in one event loop."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import grpc
 from baton.v1 import generation_pb2 as pb
@@ -54,6 +55,14 @@ class Cluster:
         members = self.process.members
         while (seen := members.changes.count) >= 0 and len(members.snapshot().candidates) != count:
             await within(members.changes.wait(seen, TIMEOUT_S))
+
+    async def until_asked(self, attempt: Callable[[], Awaitable[object]]) -> None:
+        """Repeats an attempt that ends by its time limit until all workers were asked: a slow machine may eat it up."""
+        for _ in range(10):
+            await within(attempt())
+            if all(worker.asked.is_set() for worker in self.workers):
+                return
+        raise AssertionError("no attempt got as far as the workers")
 
     async def idle(self) -> None:
         """Waits until nothing of any request is left in the frontend."""
@@ -136,7 +145,9 @@ async def frontend(workers: list[ScriptedWorker], /, **settings: Any) -> AsyncIt
     await process.start()
     running = Cluster(process, workers)
     try:
-        yield running
+        # Scripted workers always report; a slow machine must not cut their reports off.
+        with mock.patch("services.frontend.legs._REPORT_GRACE_S", TIMEOUT_S):
+            yield running
     finally:
         await running.close()
         await process.stop()

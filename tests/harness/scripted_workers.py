@@ -34,7 +34,7 @@ from services.common.worker_service import WorkerServicer
 
 PREFILL_STAGES = StageTimes(queue_ns=1_000, prefill_ns=2_000)
 DECODE_STAGES = StageTimes(handoff_ns=3_000, admission_ns=4_000, decode_ns=5_000)
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -82,4 +82,4 @@ async def split_cluster(
 
 async def entered(engine: FakeEngine) -> None:
     """Waits until the engine is in a step, or has just been."""
-    assert await asyncio.to_thread(engine.entered.acquire, timeout=10)
+    assert await asyncio.to_thread(engine.entered.acquire, timeout=30)

@@ -28,7 +28,7 @@ from services.worker.process import Parts
 from tests.harness.fake_engine import FakeEngine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
-WAIT_S = 20.0
+WAIT_S = 40.0
 
 
 class TierServer:

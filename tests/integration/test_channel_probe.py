@@ -32,7 +32,7 @@ async def test_a_probe_carries_bytes_over_the_open_channel() -> None:
         channel = peer_of(decode).channel
         assert channel is not None
         before = channel.sequence
-        await asyncio.gather(*(peer_of(decode).probe(time.monotonic() + 10) for _ in range(3)))
+        await asyncio.gather(*(peer_of(decode).probe(time.monotonic() + 30) for _ in range(3)))
         assert channel.sequence == before + 3
         await both_legs(prefill, decode, work([1, 2, 3]), "t-1")
         assert peer_of(decode).channel is channel
@@ -47,7 +47,7 @@ async def test_probes_and_handoffs_share_a_channel() -> None:
 
         async def probes() -> None:
             for _ in range(20):
-                await peer.probe(time.monotonic() + 10)
+                await peer.probe(time.monotonic() + 30)
 
         handoffs = (both_legs(prefill, decode, work(range(place, place + 20)), f"t-{place}") for place in range(4))
         await asyncio.gather(probes(), *handoffs)
@@ -74,16 +74,17 @@ async def test_a_channel_that_carries_nothing_is_rebuilt_before_a_request_meets_
     prefill, decode = pair(kv_probe_interval_s=0.05)
     async with running(prefill, decode):
         sink = decode.tier._sink
-        sink._config = dataclasses.replace(sink._config, operation_floor_s=0.3)
+        sink._config = dataclasses.replace(sink._config, operation_floor_s=1.0)
         await sink.connect(prefill.info)
         broken = peer_of(decode).channel
         assert broken is not None
         (source_channel,) = prefill.tier._worker.source.channels.all()
+        opened = decode.tier.load().counters["sink_channels_opened_total"]
         monkeypatch.setattr(source_channel, "probe", lambda order: None)  # as if it had been lost on the way
         await until(lambda: not broken.is_ready)
         await until(lambda: decode.tier._sink.proven == (prefill.info.incarnation,))
         assert peer_of(decode).channel is not broken
-        assert decode.tier.load().counters["sink_channels_opened_total"] == 2
+        assert decode.tier.load().counters["sink_channels_opened_total"] > opened
 
 
 async def test_a_probe_ends_by_its_deadline() -> None:
@@ -107,6 +108,6 @@ async def test_a_probe_of_a_source_that_is_gone_fails() -> None:
         peer = peer_of(decode)
         await prefill.stop()
         await until(lambda: not peer.is_ready)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             with pytest.raises(BatonError):
                 await peer.probe(time.monotonic() + 60)

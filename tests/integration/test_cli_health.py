@@ -19,9 +19,9 @@ async def test_a_check_tells_serving_from_not_serving() -> None:
     server = RpcServer(HOST, 0, [])
     address = f"{HOST}:{await server.start()}"
     try:
-        assert not await check_health(address, 5)
+        assert not await check_health(address, 30)
         server.set_serving(True)
-        assert await check_health(address, 5)
+        assert await check_health(address, 30)
     finally:
         await server.stop(0)
 
@@ -32,11 +32,11 @@ async def test_liveness_is_a_state_of_its_own() -> None:
     address = f"{HOST}:{await server.start()}"
     try:
         server.set_serving(False)
-        assert await check_health(address, 5, LIVENESS)
+        assert await check_health(address, 30, LIVENESS)
         server.set_serving(False, LIVENESS)
         server.set_serving(True)
-        assert not await check_health(address, 5, LIVENESS)
-        assert await check_health(address, 5)
+        assert not await check_health(address, 30, LIVENESS)
+        assert await check_health(address, 30)
     finally:
         await server.stop(0)
 
@@ -47,7 +47,7 @@ async def test_an_unknown_service_is_an_error() -> None:
     address = f"{HOST}:{await server.start()}"
     try:
         with pytest.raises(NotFound):
-            await check_health(address, 5, "no.such.Service")
+            await check_health(address, 30, "no.such.Service")
     finally:
         await server.stop(0)
 
@@ -55,8 +55,8 @@ async def test_an_unknown_service_is_an_error() -> None:
 async def test_nobody_there_is_an_error_soon() -> None:
     """A port without a listener is reported as such, not after the timeout."""
     with pytest.raises(PeerUnreachable):
-        async with asyncio.timeout(5):
-            await check_health(f"{HOST}:{FreePorts(HOST).take()}", 30)
+        async with asyncio.timeout(30):
+            await check_health(f"{HOST}:{FreePorts(HOST).take()}", 90)
 
 
 async def test_a_process_that_never_answers_is_an_error_in_time() -> None:
@@ -64,14 +64,14 @@ async def test_a_process_that_never_answers_is_an_error_in_time() -> None:
     with socket.create_server((HOST, 0)) as silent:
         address = f"{HOST}:{silent.getsockname()[1]}"
         with pytest.raises(BatonError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await check_health(address, 0.3)
 
 
 async def test_a_watch_follows_a_process_over_its_lives() -> None:
     """The watch starts before the process does, and sees it serve, stop serving, die, and serve again."""
     port = FreePorts(HOST).take()
-    async with contextlib.aclosing(watch_health(f"{HOST}:{port}")) as states, asyncio.timeout(30):
+    async with contextlib.aclosing(watch_health(f"{HOST}:{port}")) as states, asyncio.timeout(60):
         for _ in range(2):
             first = asyncio.ensure_future(anext(states))
             server = RpcServer(HOST, port, [])

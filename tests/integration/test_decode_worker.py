@@ -10,6 +10,7 @@ from services.common.errors import DeadlineExceeded, InvalidRequest, KvPoolFull,
 from services.common.sampling import SamplingParams
 from services.common.types import FinishReason, Tier
 from tests.harness.fake_engine import FakeEngine, FakeLimits, expected_tokens
+from tests.harness.split_cluster import entered
 from tests.harness.tiers import GREEDY, TierServer, collect, ids, running, until, work
 
 PROMPT = list(range(10, 30))
@@ -72,10 +73,11 @@ async def test_cancel_stops_within_one_step():
     engine = FakeEngine()
     server = TierServer(Tier.COLOCATED, engine)
     async with running(server):
+        engine.hold_next()
         async with contextlib.aclosing(server.decode.decode(work(PROMPT, SamplingParams(temperature=0.0)))) as events:
             await anext(events)
-            engine.gate.clear()
-            await asyncio.to_thread(engine.entered.acquire, timeout=10)
+            for _ in range(2):  # it stands still in its second step
+                await entered(engine)
         await server.settled(lambda: server.tier.load().counters["live_requests"] == 0)
         before = engine.steps
         engine.gate.set()
@@ -88,11 +90,10 @@ async def test_deadline_in_decode():
     engine = FakeEngine()
     server = TierServer(Tier.COLOCATED, engine)
     async with running(server):
-        events = server.decode.decode(work(PROMPT, SamplingParams(temperature=0.0), deadline=time.monotonic() + 0.5))
-        await anext(events)
-        engine.gate.clear()
+        engine.hold_next()
+        request = work(PROMPT, SamplingParams(temperature=0.0), deadline=time.monotonic() + 0.5)
         with pytest.raises(DeadlineExceeded):
-            await collect(events)
+            await collect(server.decode.decode(request))
         engine.gate.set()
         await server.settled(lambda: server.blocks_held == 0)
 

@@ -23,7 +23,7 @@ def fine() -> None:
     """The engine is not known to hang."""
 
 
-async def ask(server: TierServer, timeout_s: float = 10.0, check_liveness: Any = fine) -> dict[str, CheckItem]:
+async def ask(server: TierServer, timeout_s: float = 30.0, check_liveness: Any = fine) -> dict[str, CheckItem]:
     """What the worker answers, by name of the item."""
     servicer = WorkerServicer(server.tier, server.tier.changes, None, partial(deep_check, server.tier, check_liveness))
     rpc = RpcServer("127.0.0.1", 0, [servicer.binding()])
@@ -58,7 +58,7 @@ async def test_a_dead_peer_fails_its_own_item_alone() -> None:
         await prefill.start()
         await decode.tier._sink.connect(prefill.info)
         await prefill.stop()
-        items = await ask(decode, 2.0)
+        items = await ask(decode, 5.0)
         assert items[f"channel {prefill.info.worker_id}"].error
         assert not items["engine"].error
         assert not show(list(items.values()))
@@ -75,10 +75,10 @@ async def test_a_hung_engine_fails_in_time() -> None:
     async with running(server):
         engine.gate.clear()
         began = time.monotonic()
-        assert (await ask(server, 1.0))["engine"].error == "DeadlineExceeded"
-        assert time.monotonic() - began < 5
+        assert (await ask(server, 2.0))["engine"].error == "DeadlineExceeded"
+        assert time.monotonic() - began < 20
         engine.gate.set()
-        assert (await ask(server, 10.0, stalled))["engine"].error == "EngineStalled"
+        assert (await ask(server, 30.0, stalled))["engine"].error == "EngineStalled"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def baton(command: str, *arguments: str, stdin: str = "") -> Done:
         stderr=asyncio.subprocess.PIPE,
         env={"PYTHONPATH": ".:protos", "PATH": "", "COLUMNS": "200", "PYTHONIOENCODING": "utf-8"},
     )
-    out, err = await within(process.communicate(stdin.encode()), 30.0)
+    out, err = await within(process.communicate(stdin.encode()), 90.0)
     return Done(process.returncode or 0, out.decode(), err.decode())
 
 

@@ -1,5 +1,6 @@
 """The way of a request through a real frontend over scripted workers on real sockets."""
 
+import asyncio
 import contextlib
 
 from services.common.convert import stages_from_proto
@@ -89,9 +90,13 @@ async def test_one_token_needs_prefill_alone() -> None:
 async def test_request_that_ends_with_its_first_token_does_not_wait_for_decode() -> None:
     """Where the first token is the last, the answer is complete while decode still waits; its leg is withdrawn."""
     script = Script(ANSWER[:1])
+    script.first_token.clear()
     script.handoff.clear()
     async with cluster(script) as running:
-        outputs = await running.outputs()
+        answer = asyncio.create_task(running.outputs())
+        await within(running.decode.asked.wait())
+        script.first_token.set()
+        outputs = await answer
         assert tokens_of(outputs) == ANSWER[:1]
         completion = outputs[-1].completion
         assert completion is not None

@@ -65,21 +65,32 @@ async def test_session_stays_on_one_worker() -> None:
         assert counted(cluster, "session_home_total", tier="decode") == 15
 
 
-async def test_failing_worker_is_left_out_and_returns() -> None:
-    """Two failures in a row eject a worker; meanwhile the other serves all; once its time is up and it works, both."""
-    settings = {"decode_policy": "round-robin", "eject_failures": 2, "eject_first_s": 2.0}
-    async with workers(2, **settings) as (cluster, decodes):
-        bad, good = decodes
+@contextlib.asynccontextmanager
+async def one_ejected(first_s: float) -> AsyncIterator[tuple[Cluster, ScriptedWorker, ScriptedWorker]]:
+    """Of two workers the first has just failed twice, and is left out for so many seconds."""
+    settings = {"decode_policy": "round-robin", "eject_failures": 2, "eject_first_s": first_s}
+    async with workers(2, **settings) as (cluster, (bad, good)):
         bad.script.decode_error = Internal("broken on purpose")
         while len(bad.requests) < 2:
             with contextlib.suppress(Internal):
                 await cluster.outputs()
+        yield cluster, bad, good
+
+
+async def test_failing_worker_is_left_out() -> None:
+    """Two failures in a row eject a worker; meanwhile the other serves all."""
+    async with one_ejected(first_s=600.0) as (cluster, bad, good):
         assert counted(cluster, "ejections_total") == 1
         assert counted(cluster, "ejected", kind="worker") == 1
         before = len(good.requests)
         for _ in range(4):
             await ask(cluster)
-        assert asked(decodes) == [2, before + 4]
+        assert asked([bad, good]) == [2, before + 4]
+
+
+async def test_ejected_worker_returns() -> None:
+    """Once its time is up and it works, a worker serves again."""
+    async with one_ejected(first_s=0.5) as (cluster, bad, _):
         bad.script.decode_error = None
         await eventually(lambda: not cluster.process.members.snapshot().ejected)
         for _ in range(4):

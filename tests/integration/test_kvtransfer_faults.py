@@ -15,11 +15,12 @@ from tests.harness.fake_kv import FakeKv, layout_with
 from tests.harness.faulty_transport import Fault, FaultPlan, faulty
 from tests.harness.kv_pair import CONFIG, NUM_TOKENS, SINK_BLOCKS, Pair, kv_pair, until
 
-QUICK = replace(CONFIG, operation_floor_s=0.5)
+# For messages that never come, and no shorter: a machine that stands still for a moment must not look like a bad link.
+QUICK = replace(CONFIG, operation_floor_s=2.0)
 
 
 @asynccontextmanager
-async def faulty_pair(transport: str, plan: FaultPlan, config: TransferConfig = QUICK) -> AsyncIterator[Pair]:
+async def faulty_pair(transport: str, plan: FaultPlan, config: TransferConfig = CONFIG) -> AsyncIterator[Pair]:
     """A pair whose source hurts what it sends."""
     layout = layout_with(transports=(transport,))
     open_transport = open_gloo if transport == "gloo" else MemoryExchange().open
@@ -33,6 +34,11 @@ async def faulty_pair(transport: str, plan: FaultPlan, config: TransferConfig = 
         yield pair
 
 
+def limits(fault: Fault) -> TransferConfig:
+    """Short where only the operation's limit shows the fault."""
+    return QUICK if fault in (Fault.DROP, Fault.DUPLICATE) else CONFIG
+
+
 @pytest.mark.parametrize("transport", ["gloo", "memory"])
 @pytest.mark.parametrize(
     "fault",
@@ -41,7 +47,7 @@ async def faulty_pair(transport: str, plan: FaultPlan, config: TransferConfig = 
 )
 async def test_hurt_message_is_fetched_again(transport: str, fault: Fault) -> None:
     """One fault in the second KV message: the KV still arrives right, over a new channel, and is counted."""
-    async with faulty_pair(transport, FaultPlan({2: fault})) as pair:
+    async with faulty_pair(transport, FaultPlan({2: fault}), limits(fault)) as pair:
         pair.left.prefill("t")
         await pair.fetch("t")
         assert pair.kv.holds(SINK_BLOCKS, 0, NUM_TOKENS)
@@ -59,7 +65,7 @@ async def test_fault_that_stays_is_a_typed_error(fault: Fault) -> None:
     async with faulty_pair("gloo", FaultPlan(always=fault)) as pair:
         pair.left.prefill("t")
         with pytest.raises(KvCorrupt):
-            await pair.fetch("t", timeout_s=10)
+            await pair.fetch("t", timeout_s=60)
         assert pair.kv.writes == []
         assert pair.kv.is_blank(SINK_BLOCKS, 0, NUM_TOKENS)
 
@@ -67,7 +73,7 @@ async def test_fault_that_stays_is_a_typed_error(fault: Fault) -> None:
 @pytest.mark.parametrize("fault", [Fault.CORRUPT, Fault.ZERO], ids=lambda f: f.value)
 async def test_without_checksums_garbage_arrives(fault: Fault) -> None:
     """The negative control: with checksums off the same fault goes unnoticed and the blocks are wrong."""
-    config = replace(QUICK, checksum=False)
+    config = replace(CONFIG, checksum=False)
     async with faulty_pair("gloo", FaultPlan({2: fault}), config) as pair:
         pair.left.prefill("t")
         await pair.fetch("t")
@@ -78,8 +84,8 @@ async def test_without_checksums_garbage_arrives(fault: Fault) -> None:
 
 async def test_sink_demands_checksums_of_a_source_that_sends_none() -> None:
     """Switched off at the source alone, the sink refuses and says so."""
-    off = replace(QUICK, checksum=False)
-    async with kv_pair(off, sink_config=QUICK) as pair:
+    off = replace(CONFIG, checksum=False)
+    async with kv_pair(off, sink_config=CONFIG) as pair:
         pair.left.prefill("t")
         with pytest.raises(KvCorrupt, match="without a checksum"):
             await pair.fetch("t")
@@ -89,7 +95,7 @@ async def test_sink_demands_checksums_of_a_source_that_sends_none() -> None:
 @pytest.mark.parametrize("fault", [Fault.CORRUPT, Fault.ZERO, Fault.DROP], ids=lambda f: f.value)
 async def test_channel_whose_probe_fails_is_rebuilt(fault: Fault) -> None:
     """A channel that cannot carry the probe never carries KV; the next epoch does."""
-    async with faulty_pair("gloo", FaultPlan({0: fault})) as pair:
+    async with faulty_pair("gloo", FaultPlan({0: fault}), limits(fault)) as pair:
         with pytest.raises(ChannelBroken):
             await pair.sink.connect(pair.left.info)
         await until(lambda: pair.sink.is_connected("prefill-0", "i1"))
@@ -118,10 +124,10 @@ async def test_broken_channel_fails_only_what_is_on_it() -> None:
 async def test_silent_link_breaks_within_its_time_limit() -> None:
     """A message that is announced and never sent is noticed by the operation's own limit, not by the deadline."""
     plan = FaultPlan({1: Fault.DROP, 2: Fault.DROP, 3: Fault.DROP})
-    async with faulty_pair("gloo", plan) as pair:
+    async with faulty_pair("gloo", plan, replace(CONFIG, operation_floor_s=0.5)) as pair:
         pair.left.prefill("t")
-        async with asyncio.timeout(5):
-            await pair.fetch("t", timeout_s=60)
+        async with asyncio.timeout(30):
+            await pair.fetch("t", timeout_s=100)
         assert pair.kv.holds(SINK_BLOCKS, 0, NUM_TOKENS)
 
 

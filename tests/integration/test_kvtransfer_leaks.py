@@ -1,9 +1,12 @@
 """Channels that come and go leave nothing in the process: no thread, no descriptor, no buffer, no task."""
 
 import asyncio
+import contextlib
 import gc
 import os
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +15,20 @@ from services.kvtransfer.transport.gloo import open_gloo
 from tests.harness.faulty_transport import Fault, FaultPlan, faulty
 from tests.harness.kv_pair import CONFIG, NUM_TOKENS, SINK_BLOCKS, Pair, kv_pair, until
 
+GRPC_THREADS = ("event_engine", "grpc_global_tim", "lifeguard")
+
 
 def count_threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+    """Threads but those of pools (gRPC's, the event loop's), which grow with load and stay."""
+    of_grpc = sum(_name(task).startswith(GRPC_THREADS) for task in os.listdir("/proc/self/task"))
+    of_executor = sum(thread.name.startswith("asyncio_") for thread in threading.enumerate())
+    return len(os.listdir("/proc/self/task")) - of_grpc - of_executor
+
+
+def _name(task: str) -> str:
+    with contextlib.suppress(OSError):  # it has just ended
+        return Path(f"/proc/self/task/{task}/comm").read_text()
+    return ""
 
 
 def count_descriptors() -> int:
@@ -29,8 +43,8 @@ async def settled(threads: int, descriptors: int, tasks: int) -> None:
     """Waits until everything is back where it was; fails with the counts where it is not."""
     gc.collect()
     try:
-        await until(lambda: count_threads() <= threads and count_descriptors() <= descriptors, 5)
-        await until(lambda: count_tasks() <= tasks, 2)
+        await until(lambda: count_threads() <= threads and count_descriptors() <= descriptors)
+        await until(lambda: count_tasks() <= tasks)
     except TimeoutError:
         now = (count_threads(), count_descriptors(), count_tasks())
         pytest.fail(f"threads, descriptors, tasks were {(threads, descriptors, tasks)}, are {now}")
@@ -79,7 +93,7 @@ async def test_broken_channels_leave_nothing() -> None:
 async def test_failed_connects_leave_nothing() -> None:
     """Channels whose probe never arrives are given up without a trace."""
     plan = FaultPlan()
-    config = replace(CONFIG, operation_floor_s=0.1)
+    config = replace(CONFIG, operation_floor_s=2.0)
     async with kv_pair(config, source_transports={"gloo": faulty(open_gloo, plan)}) as pair:
         await one_round(pair, "warm")
         before = (count_threads(), count_descriptors(), count_tasks())

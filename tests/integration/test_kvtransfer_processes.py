@@ -103,7 +103,7 @@ async def test_source_killed_mid_transfer_then_restarted() -> None:
     async with running_sink(kv) as sink:
         async with process("source", "i1", "0", str(NUM_TOKENS)) as (child, address):
             when_written(kv, child.kill)
-            await raises_within(5, fetch(sink, address), PeerUnreachable, ChannelBroken)
+            await raises_within(20, fetch(sink, address), PeerUnreachable, ChannelBroken)
             written = list(kv.writes)
         port = address.rpartition(":")[2]
         async with process("source", "i2", port, str(NUM_TOKENS)) as (_, address):
@@ -121,7 +121,7 @@ async def test_source_killed_while_the_prefill_runs() -> None:
         running = fetch(sink, address)
         await until(lambda: len(kv.writes) == 10)
         child.kill()
-        await raises_within(5, running, PeerUnreachable, ChannelBroken)
+        await raises_within(20, running, PeerUnreachable, ChannelBroken)
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ async def test_stopped_source_is_noticed_and_late_bytes_are_fenced() -> None:
     async with process("source", "i1", "0", str(NUM_TOKENS)) as (child, address), running_sink(kv) as sink:
         when_written(kv, lambda: child.send_signal(signal.SIGSTOP))
         running = fetch(sink, address)
-        await raises_within(20, running, PeerUnreachable, ChannelBroken)
+        await raises_within(40, running, PeerUnreachable, ChannelBroken)
         written = len(kv.writes)
         child.send_signal(signal.SIGCONT)
         await until(lambda: sink.stats()["peers"] == 0)
@@ -148,7 +148,7 @@ async def test_killed_sink_frees_the_source() -> None:
         async with process("sink", side.info.address) as (child, _):
             assert side.source.num_channels == 1
             child.kill()
-            await until(lambda: side.source.num_channels == 0, 5)
+            await until(lambda: side.source.num_channels == 0)
         assert side.source.stats()["fetches"] == 0
         assert side.released == []
         side.compute(TICKET, 100, NUM_TOKENS, BLOCKS)

@@ -29,7 +29,7 @@ GARBAGE = (b"", b"x", bytes(4), bytes(8), b"\1" + bytes(7), b"\xff" * 8, b"GET /
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    async with kv_pair(QUICK) as pair:
+    async with kv_pair() as pair:
         yield pair
 
 
@@ -54,9 +54,9 @@ async def test_rendezvous_needs_the_secret_of_the_offer(client: KvTransferClient
         for value in (None, b"v"):
             order = KeyOrder(channel_id=offer.channel_id, epoch=offer.epoch, secret=secret, key="k", value=value)
             with pytest.raises(PermissionDenied, match="not the secret"):
-                await client.rendezvous(order, time.monotonic() + 5)
+                await client.rendezvous(order, time.monotonic() + 30)
     right = KeyOrder(channel_id=offer.channel_id, epoch=offer.epoch, secret=offer.secret, key="k", value=b"mine")
-    assert await client.rendezvous(right, time.monotonic() + 5) == b"mine"
+    assert await client.rendezvous(right, time.monotonic() + 30) == b"mine"
     await events.aclose()
 
 
@@ -70,9 +70,9 @@ async def test_a_sink_with_a_wrong_secret_gets_no_kv(pair: Pair, client: KvTrans
     stranger = Introduction(
         secret=b"?" * 32, channel_id=offer.channel_id, epoch=1, source_incarnation="i1", sink_incarnation="i9"
     )
-    joining = Joining(stranger, QUICK.operation_timeout_s)
+    joining = Joining(stranger, CONFIG.operation_timeout_s)
     keys = SinkKeys(partial(_exchange, client, offer))
-    channel = SinkChannel((offer, joining), events, keys, QUICK, open_gloo)
+    channel = SinkChannel((offer, joining), events, keys, CONFIG, open_gloo)
     with pytest.raises(ChannelBroken, match="not its sink"):
         await channel.open()
     assert channel.channel.stats()["received_bytes"] == 0

@@ -71,7 +71,7 @@ async def test_new_incarnation_of_a_sink_replaces_its_channel(pair: Pair, client
     assert isinstance(offer, ChannelOffer)
     assert offer.epoch == 1
     with pytest.raises(ChannelBroken):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await anext(old)
     assert pair.left.source.num_channels == 1
     await fresh.aclose()
@@ -86,10 +86,10 @@ async def test_wrong_epoch_is_refused(pair: Pair, client: KvTransferClient) -> N
         request_id="r", fetch_id="f", ticket_id="t", channel_id=offer.channel_id, epoch=offer.epoch + 1, start_token=0
     )
     with pytest.raises(ChannelBroken):
-        await client.fetch(later, time.monotonic() + 5)
+        await client.fetch(later, time.monotonic() + 30)
     key = KeyOrder(channel_id=offer.channel_id, epoch=offer.epoch + 1, secret=offer.secret, key="k", value=b"v")
     with pytest.raises(ChannelBroken):
-        await client.rendezvous(key, time.monotonic() + 5)
+        await client.rendezvous(key, time.monotonic() + 30)
     await events.aclose()
 
 
@@ -108,7 +108,7 @@ async def test_start_beyond_the_prompt_is_refused(pair: Pair, client: KvTransfer
         start_token=NUM_TOKENS + 1,
     )
     with pytest.raises(InvalidRequest, match="start_token"):
-        await client.fetch(order, time.monotonic() + 5)
+        await client.fetch(order, time.monotonic() + 30)
     await events.aclose()
 
 
@@ -117,13 +117,13 @@ async def test_missing_id_is_refused(client: KvTransferClient, name: str) -> Non
     """Every id is needed; the answer says which one is missing."""
     order = FetchOrder(request_id="r", fetch_id="f", ticket_id="t", channel_id="c", epoch=1, start_token=0)
     with pytest.raises(InvalidRequest, match=f"{name} is missing"):
-        await client.fetch(replace(order, **{name: ""}), time.monotonic() + 5)
+        await client.fetch(replace(order, **{name: ""}), time.monotonic() + 30)
 
 
 async def test_release_of_an_unknown_ticket_is_no_error(pair: Pair, client: KvTransferClient) -> None:
     """A release may come twice, late, or before the prefill."""
-    assert not (await client.release("nobody-knows", "", 5)).was_open
+    assert not (await client.release("nobody-knows", "", 30)).was_open
     pair.left.prefill("t")
-    assert (await client.release("t", "", 5)).was_open
-    assert not (await client.release("t", "", 5)).was_open
+    assert (await client.release("t", "", 30)).was_open
+    assert not (await client.release("t", "", 30)).was_open
     assert pair.left.released == ["t"]
