@@ -15,6 +15,7 @@ import bisect
 import enum
 from dataclasses import dataclass
 
+from services.common.displacement import turned_away
 from services.common.drain_rate import DrainRate
 from services.common.priority import Priority, rank
 
@@ -79,10 +80,10 @@ class Line:
         bisect.insort(self._in_order, waiter, key=lambda each: each.rank)
         self._by_arrival[key] = waiter
         outcomes += self._admit(now)
-        while len(self._in_order) > self._limits.max_waiting:
-            last = self._in_order[-1]
-            self._drop(last)
-            outcomes.append(last.outcome(Verdict.FULL if last.key == key else Verdict.DISPLACED, now))
+        if len(self._in_order) > self._limits.max_waiting:
+            for last in turned_away(self._in_order, waiter, lambda kept: len(kept) <= self._limits.max_waiting):
+                self._drop(last)
+                outcomes.append(last.outcome(Verdict.FULL if last.key == key else Verdict.DISPLACED, now))
         return outcomes
 
     def leave(self, key: int, now: float) -> list[Outcome]:

@@ -1,10 +1,10 @@
 """Which prompts a prefill worker takes. Pure: reads limits, changes nothing."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from services.common.errors import KvPoolFull, QueueFull
+from services.common.errors import KvPoolFull
 from services.common.types import WorkRequest
 from services.common.validation import check_work_request
 from services.engine.blocks import BlockPool
@@ -33,6 +33,11 @@ class PrefillLimits:
         """Prompts that the worker knows at once, waiting ones included."""
         return self.max_queued_requests + self.max_num_seqs
 
+    def has_room(self, prompts: Sequence[LivePrompt]) -> bool:
+        """Whether the worker may know all of these at once; there is room for one, however long."""
+        tokens = sum(len(prompt.request.token_ids) for prompt in prompts)
+        return len(prompts) <= 1 or (len(prompts) <= self.max_live and tokens <= self.max_queued_tokens)
+
     def scheduler(self, pool: BlockPool, engine: "Engine") -> PrefillScheduler:
         """A scheduler within these bounds; prompts run ahead of decode as far as leaves room for the largest one."""
         largest = -(-engine.limits.max_model_len // engine.layout.block_size)
@@ -44,23 +49,15 @@ class PrefillLimits:
         )
 
 
-def check_room(
-    request: WorkRequest, limits: PrefillLimits, engine: "Engine", live: Collection[LivePrompt], retry_after_s: float
-) -> None:
-    """Checks that a prompt is valid, can ever be run here, and that there is room for it now.
+def check_fit(request: WorkRequest, engine: "Engine") -> None:
+    """Checks that a prompt is valid and can ever be run here.
 
     Raises:
         InvalidRequest: names every field that is wrong.
         KvPoolFull: it is larger than the pool, however empty.
-        QueueFull: too many prompts or prompt tokens wait.
     """
     model = engine.limits
     check_work_request(request, vocab_size=model.vocab_size, max_model_len=model.max_model_len)
     blocks = -(-len(request.token_ids) // engine.layout.block_size)
     if blocks > model.num_blocks:
         raise KvPoolFull(f"the prompt needs {blocks} KV blocks, the worker has {model.num_blocks}")
-    if len(live) >= limits.max_live:
-        raise QueueFull(f"{len(live)} requests wait; retry later or elsewhere", retry_after_s=retry_after_s)
-    queued_tokens = sum(len(prompt.request.token_ids) for prompt in live)
-    if queued_tokens and queued_tokens + len(request.token_ids) > limits.max_queued_tokens:
-        raise QueueFull(f"{queued_tokens} prompt tokens wait; retry later or elsewhere", retry_after_s=retry_after_s)

@@ -17,7 +17,7 @@ from services.common.lifecycle import Fatal
 from services.common.queue_metrics import QueueMetrics
 from services.common.types import Load, PrefillResult, WorkerInfo, WorkRequest
 from services.engine.blocks import BlockPool
-from services.prefill.admission import PrefillLimits, check_room
+from services.prefill.admission import PrefillLimits, check_fit
 from services.prefill.live import LivePrompt
 from services.prefill.messages import Advanced, Await, Command, Failed, Finished, Release, Report, Stop, Submit
 from services.prefill.step_loop import PrefillStepLoop
@@ -48,10 +48,9 @@ class PrefillWorker:
     ) -> None:
         self._engine = engine
         self._info = info
-        self._limits = limits
         self.source = open_source(self._on_released)
         self.source.arrivals.on_awaited = self._on_awaited
-        self._turns = Turns(limits.queue_ttl_s, queue)
+        self._turns = Turns(limits, queue)
         self._fatal = fatal
         self.changes = Changes()
         self.blocks = BlockJournal()
@@ -163,14 +162,15 @@ class PrefillWorker:
         return len(self._live) + len(tickets)
 
     def _admit(self, request: WorkRequest) -> int:
-        check_room(request, self._limits, self._engine, self._live.values(), self._turns.retry_after_s())
+        check_fit(request, self._engine)
         if request.ticket_id and self._key_of(request.ticket_id) is not None:
             raise InvalidRequest(FieldViolation("ticket_id", "is in use; make a new one for each try"))
         self._drain.check()
-        key = next(self._keys)
+        key, live = next(self._keys), LivePrompt(request)
         is_awaited = not request.ticket_id or self.source.arrivals.is_awaited(request.ticket_id)
-        self._engine_host.post(Submit(key, request, is_awaited))
-        self._live[key] = LivePrompt(request)
+        with self._turns.entering(live):
+            self._engine_host.post(Submit(key, request, is_awaited))
+        self._live[key] = live
         self._update_drain()
         return key
 
