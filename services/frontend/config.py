@@ -32,7 +32,8 @@ class FrontendSettings(PublicSettings, QueueSettings):
     workers: str = Field(
         "",
         description="Workers instead of a directory: tier=host:port, separated by commas; tiers are prefill, decode, "
-        "colocated. With tier=dns:host:port every address behind the name is a worker, resolved again and again.",
+        "colocated, and what the worker itself says counts. With tier=dns:host:port every address behind the name is a "
+        "worker, resolved again and again.",
     )
     max_running_requests: int = Field(1024, ge=1, le=2**16, description="Requests in work at once; more wait.")
     max_waiting_requests: int = Field(1024, ge=0, le=2**16, description="Requests that may wait; more are refused.")

@@ -1,7 +1,8 @@
 """Membership without a directory: from addresses given by hand, or from names that resolve to them.
 
-Each worker is asked what it is, again and again, so that a restart is noticed; names are resolved again and again, so
-that workers come and go with their addresses. Pairs that do not fit are refused as the directory would.
+Each worker is asked what it is, again and again, so that a restart or another role is noticed. What it says counts: the
+tier in the list is only what is expected. Names are resolved again and again, too, so that workers come and go with
+their addresses. Pairs that do not fit are refused as the directory would.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StaticWorker:
-    """A worker to use: the tier that it must be of, and host:port of its gRPC services.
+    """A worker to use: the tier that it is expected to be of, and host:port of its gRPC services.
 
     Where `is_name`, every address behind the host is a worker.
     """
@@ -94,10 +95,19 @@ class _Asked:
             await asyncio.gather(*(self._resolve(worker) for worker in self._workers if worker.is_name))
             await self._connect()
         answers = await asyncio.gather(*(_ask(worker, channel) for worker, channel in self._channels.items()))
-        found = zip(self._channels, answers, strict=True)
-        self._known.update({worker: info for worker, info in found if info is not None})
+        for worker, info in zip(self._channels, answers, strict=True):
+            if info is not None:
+                self._note(worker, info)
         by_id = {info.worker_id: info for info in self._known.values()}
         return tuple(by_id[worker_id] for worker_id in sorted(by_id))
+
+    def _note(self, worker: StaticWorker, info: WorkerInfo) -> None:
+        """Keeps what a worker says; once for each other tier that it takes, says that the list is out of date."""
+        known = self._known.get(worker)
+        if info.tier is not worker.tier and (known is None or known.tier is not info.tier):
+            tiers = {"tier": info.tier.value, "listed": worker.tier.value}
+            _log.warning("worker_of_another_tier", worker_id=info.worker_id, address=worker.address, **tiers)
+        self._known[worker] = info
 
     async def close(self) -> None:
         """Frees the channels."""
@@ -126,10 +136,7 @@ class _Asked:
 async def _ask(worker: StaticWorker, channel: grpc.aio.Channel) -> WorkerInfo | None:
     with contextlib.suppress(BatonError):
         info, _ = await WorkerClient(channel, f"the worker at {worker.address}").describe(_TIMEOUT_S)
-        if info.tier is worker.tier:
-            return info
-        _log.warning("worker_of_another_tier", address=worker.address, tier=info.tier.value, want=worker.tier.value)
-        return None
+        return info
     _log.debug("worker_not_described", address=worker.address)
     return None
 

@@ -7,8 +7,11 @@ import pytest
 
 from services.common.errors import InvalidRequest, RoleRefused
 from services.common.types import Tier
+from services.frontend.config import FrontendSettings
+from services.frontend.server import FrontendProcess
 from services.worker.tier import Parts
 from tests.harness.fake_engine import FakeEngine
+from tests.harness.text_checkpoint import text_checkpoint
 from tests.harness.tiers import until
 from tests.harness.worker_cluster import WorkerCluster, worker_cluster
 
@@ -84,6 +87,24 @@ async def test_switched_worker_is_whole():
         health = cluster.processes["prefill-0"]._server._health  # type: ignore[union-attr]
         assert "baton.v1.DecodeService" in health._states
         assert "baton.v1.PrefillService" not in health._states
+
+
+async def test_a_frontend_with_a_static_list_follows():
+    """It routes to a worker by the role that it has taken, not by the one in the list, and back again."""
+    async with worker_cluster(1, 2) as cluster:
+        workers = ",".join(f"{name.partition('-')[0]}={address}" for name, address in cluster.addresses.items())
+        flags = {"port": 0, "metrics_port": 0, "model": str(text_checkpoint()), "served_model_name": "fake"}
+        frontend = FrontendProcess(FrontendSettings(workers=workers, **flags))  # type: ignore[arg-type]
+        await frontend.start()
+        listed = WorkerCluster(cluster.directory, frontend)
+        try:
+            for tier in (P, D):
+                await cluster.switch("decode-1", tier)
+                await listed.routable(prefill_0=P, decode_0=D, decode_1=tier)
+                await asyncio.gather(*(listed.check([number, *PROMPT], 12) for number in range(8)))
+        finally:
+            await listed.close()
+            await frontend.stop()
 
 
 async def test_decode_becomes_colocated():

@@ -93,6 +93,21 @@ async def test_a_name_that_does_not_resolve_keeps_its_last_addresses() -> None:
             assert names.asked > asked
 
 
+@pytest.mark.usefixtures("quickly")
+async def test_what_a_worker_says_counts_more_than_the_list() -> None:
+    """A worker listed under another tier is a member, of its own tier; so is one that takes another role later."""
+    async with decode_workers(1) as (worker,):
+        tiers: list[Tier] = []
+        memberships = watch_static((StaticWorker(Tier.PREFILL, worker.address),))
+        async with contextlib.aclosing(memberships):
+            for tier in (Tier.DECODE, Tier.PREFILL, Tier.COLOCATED):
+                if tier is not worker.tier:
+                    worker.tier = tier
+                    await worker.restart()
+                tiers += [member.tier for member in (await within(anext(memberships))).workers]
+        assert tiers == [Tier.DECODE, Tier.PREFILL, Tier.COLOCATED]
+
+
 async def test_nobody_there_is_said_too() -> None:
     """Whoever waits for the first membership need not wait for the first worker."""
     async with contextlib.aclosing(watch_static((StaticWorker(Tier.PREFILL, "127.0.0.1:9"),))) as memberships:
