@@ -54,6 +54,10 @@ class Timeline:
         """True once the moment has come."""
         return mark in self._marks
 
+    def since(self, mark: Mark) -> int:
+        """Nanoseconds since a moment that has come."""
+        return self._clock() - self._marks[mark]
+
     def stage_times(self) -> StageTimes:
         """The stages whose both ends are marked; all others are 0."""
         times = {

@@ -13,7 +13,7 @@ from services.common.block_journal import BlockChanges
 from services.common.check_item import CheckItem
 from services.common.convert import load_from_proto, tier_to_proto, worker_from_proto
 from services.common.errors import PeerUnreachable
-from services.common.rpc.channel import rpc_errors
+from services.common.rpc.channel import answered, rpc_errors
 from services.common.rpc.tracing import trace_metadata
 from services.common.types import Load, Tier, WorkerInfo
 
@@ -60,7 +60,10 @@ class WorkerClient:
             BatonError: typically PeerUnreachable or DeadlineExceeded.
         """
         with rpc_errors(self._peer):
-            response = await self._stub.Describe(pb.DescribeRequest(), timeout=timeout_s, metadata=trace_metadata())
+            response = answered(
+                await self._stub.Describe(pb.DescribeRequest(), timeout=timeout_s, metadata=trace_metadata()),
+                self._peer,
+            )
         return worker_from_proto(response.worker), load_from_proto(response.load)
 
     async def watch_load(self, heartbeat_s: float = DEFAULT_HEARTBEAT_S) -> AsyncGenerator[LoadReport | None, None]:
@@ -112,7 +115,9 @@ class WorkerClient:
             BatonError: the worker cannot be asked; what is wrong with it is in the items.
         """
         with rpc_errors(self._peer):
-            response = await self._stub.Check(pb.CheckRequest(), timeout=timeout_s, metadata=trace_metadata())
+            response = answered(
+                await self._stub.Check(pb.CheckRequest(), timeout=timeout_s, metadata=trace_metadata()), self._peer
+            )
         return tuple(
             CheckItem(
                 name=item.name,
@@ -134,7 +139,9 @@ class WorkerClient:
         """
         request = pb.DrainRequest(move_after_ms=None if move_after_s is None else round(move_after_s * 1000))
         with rpc_errors(self._peer):
-            response = await self._stub.Drain(request, timeout=timeout_s, metadata=trace_metadata())
+            response = answered(
+                await self._stub.Drain(request, timeout=timeout_s, metadata=trace_metadata()), self._peer
+            )
         return response.remaining_requests
 
     async def switch_role(self, tier: Tier, timeout_s: float, move_after_s: float | None = None) -> WorkerInfo:
@@ -147,7 +154,9 @@ class WorkerClient:
         move_after_ms = None if move_after_s is None else round(move_after_s * 1000)
         request = pb.SwitchRoleRequest(tier=tier_to_proto(tier), move_after_ms=move_after_ms)
         with rpc_errors(self._peer):
-            response = await self._stub.SwitchRole(request, timeout=timeout_s, metadata=trace_metadata())
+            response = answered(
+                await self._stub.SwitchRole(request, timeout=timeout_s, metadata=trace_metadata()), self._peer
+            )
         return worker_from_proto(response.worker)
 
     async def _read(self, call: Any, silence_s: float) -> object:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 import grpc
 from baton.v1 import decode_pb2_grpc as rpc
 
-from services.common.rpc.channel import rpc_errors, timeout_left
+from services.common.rpc.channel import answered, rpc_errors, timeout_left
 from services.common.rpc.tracing import trace_metadata
 from services.common.types import DecodeEvent, WorkRequest
 from services.decode.convert import event_from_proto, request_to_proto
@@ -31,6 +31,6 @@ class DecodeClient:
             )
             try:
                 async for response in call:
-                    yield event_from_proto(response)
+                    yield event_from_proto(answered(response, self._peer))
             finally:
                 call.cancel()

@@ -11,8 +11,8 @@ import grpc
 from baton.v1 import generation_pb2 as pb
 from baton.v1 import generation_pb2_grpc as rpc
 
-from services.common.errors import BatonError, NotFound
-from services.common.rpc.channel import open_channel, rpc_errors, timeout_left
+from services.common.errors import BatonError, NotFound, PeerError
+from services.common.rpc.channel import answered, open_channel, rpc_errors, timeout_left
 from services.common.rpc.status import is_connection_loss
 from services.common.rpc.tracing import trace_metadata
 from services.frontend.convert import model_from_proto, output_from_proto, request_to_proto, tokenize_request
@@ -81,7 +81,9 @@ class GenerationClient:
             BatonError: what the frontend answered, or why it could not be asked.
         """
         with rpc_errors(self._peer):
-            response = await self._stub.Tokenize(tokenize_request(model, prompt), timeout=timeout_s)
+            response = answered(
+                await self._stub.Tokenize(tokenize_request(model, prompt), timeout=timeout_s), self._peer
+            )
         return tuple(response.token_ids)
 
     async def detokenize(
@@ -94,7 +96,7 @@ class GenerationClient:
         """
         request = pb.DetokenizeRequest(model=model, token_ids=token_ids)
         with rpc_errors(self._peer):
-            response = await self._stub.Detokenize(request, timeout=timeout_s)
+            response = answered(await self._stub.Detokenize(request, timeout=timeout_s), self._peer)
         return response.text
 
     async def list_models(self, timeout_s: float = DEFAULT_TIMEOUT_S) -> tuple[ServedModel, ...]:
@@ -104,7 +106,7 @@ class GenerationClient:
             BatonError: what the frontend answered, or why it could not be asked.
         """
         with rpc_errors(self._peer):
-            response = await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s)
+            response = answered(await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s), self._peer)
         return tuple(model_from_proto(model) for model in response.models)
 
     def _start(self, request: GenerationRequest) -> _Call:
@@ -119,13 +121,17 @@ class GenerationClient:
         """The next output; None at the end; `_LOST` where another call must go on, after a pause."""
         try:
             with rpc_errors(self._peer):
-                message = await call.read()
+                message = answered(await call.read(), self._peer)
         except BatonError as error:
             await progress.pause(error)
             return _LOST
         piece = message.piece if isinstance(message, pb.ResumeResponse) else message
-        progress.is_over = not isinstance(piece, pb.GenerateResponse)
-        return output_from_proto(piece) if isinstance(piece, pb.GenerateResponse) else None
+        if isinstance(piece, pb.GenerateResponse):
+            return output_from_proto(piece)
+        progress.is_over = True
+        if not progress.is_complete:
+            raise PeerError(f"{self._peer} ended its answer without the last message; what came of it may be cut short")
+        return None
 
     async def _withdraw(self, token: str) -> None:
         """Stops a resumable request that is no longer wanted, if the frontend hears of it."""
@@ -145,6 +151,7 @@ class _Progress:
     token: str = ""
     received: int = 0
     is_over: bool = False
+    is_complete: bool = False
     _lost: BatonError | None = None
     _give_up: float = 0.0
     _pause_s: float = 0.0
@@ -153,6 +160,7 @@ class _Progress:
         """Takes note of what came."""
         self.token = output.resume_token or self.token
         self.received += not output.resume_token
+        self.is_complete |= output.completion is not None
         self._lost = None
 
     async def pause(self, error: BatonError) -> None:

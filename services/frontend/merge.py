@@ -22,17 +22,22 @@ class _Seen:
 
 
 class TokenMerge:
-    """Merges by index; keeps the ids of every choice so that a repeated token can be compared."""
+    """Merges by index; keeps the ids of every choice so that a repeated token can be compared.
+
+    `max_tokens` is how many tokens each choice may have, None until that is settled.
+    """
 
     def __init__(self, num_choices: int) -> None:
         self._seen = [_Seen() for _ in range(num_choices)]
         self._duplicates = 0
+        self.max_tokens: int | None = None
 
     def add(self, reported: Iterable[ChoiceTokens]) -> list[ChoiceTokens]:
         """Takes what a leg reported; returns what is new in it.
 
         Raises:
-            Internal: an index was skipped, came again with another id, or comes after the choice's end.
+            Internal: an index was skipped, came again with another id, or comes after the choice's end; or a choice
+                has more tokens than it may, ends with fewer because of their number, or ends without one.
         """
         fresh = [self._add_one(part) for part in reported]
         return [part for part in fresh if part.tokens or part.finish is not None]
@@ -66,16 +71,21 @@ class TokenMerge:
         if part.finish is None:
             return ChoiceTokens(part.choice, fresh)
         if seen.finish is None and is_last:
+            self._check_end(part.choice, len(seen.ids), part.finish)
             seen.finish = part.finish
             return ChoiceTokens(part.choice, fresh, part.finish)
         if seen.finish is not part.finish or not is_last:
             raise _conflict(f"choice {part.choice} ended in two ways after {len(seen.ids)} tokens")
         return ChoiceTokens(part.choice, fresh)
 
+    def _check_end(self, choice: int, count: int, finish: FinishReason) -> None:
+        if not count or (finish is FinishReason.LENGTH and self.max_tokens not in (None, count)):
+            raise _conflict(f"choice {choice} ended by {finish.value} after {count} of {self.max_tokens} tokens")
+
     def _is_new(self, choice: int, token: Token) -> bool:
         """Appends the token where it is the next one; False where it is known already."""
         seen = self._seen[choice]
-        if token.index > len(seen.ids):
+        if not 0 <= token.index <= len(seen.ids):
             raise _conflict(f"choice {choice} lacks token {len(seen.ids)}, got token {token.index}")
         if token.index < len(seen.ids):
             if seen.ids[token.index] != token.id:
@@ -84,6 +94,8 @@ class TokenMerge:
             return False
         if seen.finish is not None:
             raise _conflict(f"choice {choice} ended after {len(seen.ids)} tokens, yet another one came")
+        if len(seen.ids) == self.max_tokens:
+            raise _conflict(f"choice {choice} goes on after {self.max_tokens} tokens, all that were asked for")
         seen.ids.append(token.id)
         return True
 

@@ -42,6 +42,7 @@ class Race:
             prompt_tokens = len(self.work.token_ids)
             sampling = _settled(self.work.sampling, route.max_model_len - prompt_tokens)
             self.work = dataclasses.replace(self.work, sampling=sampling)
+            self.merge.max_tokens = sampling.max_tokens
             self.most_tokens = prompt_tokens + (sampling.max_tokens or 0)
 
     def need(self) -> Need:

@@ -1,10 +1,16 @@
 """Collects where one request's time goes: what the workers report, and what this frontend sees for itself."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 
 from services.common.timeline import Mark, Timeline, merge_stages
 from services.common.types import StageTimes
+
+# Only a frontend sees all of a request.
+_OWN = ("ttft_ns", "total_ns")
+# By how much two clocks may disagree about a request.
+_CLOCKS_DIFFER_NS = 1_000_000_000
 
 
 class StageRecord:
@@ -24,8 +30,11 @@ class StageRecord:
         self._timeline.mark(mark)
 
     def report(self, stages: StageTimes) -> None:
-        """Takes what a worker measured."""
-        self._reported = merge_stages(self._reported, stages)
+        """Takes what a worker measured of its own stages; what cannot be is left out."""
+        longest = self._timeline.since(Mark.RECEIVED) + _CLOCKS_DIFFER_NS
+        measured = dataclasses.asdict(stages)
+        possible = {name: ns for name, ns in measured.items() if name not in _OWN and 0 <= ns <= longest}
+        self._reported = merge_stages(self._reported, StageTimes(**possible))
 
     def stages(self) -> StageTimes:
         """All that is known now."""

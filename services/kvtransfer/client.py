@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from baton.v1 import kv_transfer_pb2 as pb
 from baton.v1 import kv_transfer_pb2_grpc as pb_grpc
 
-from services.common.rpc.channel import open_channel, rpc_errors, timeout_left
+from services.common.rpc.channel import answered, open_channel, rpc_errors, timeout_left
 from services.kvtransfer.convert import (
     channel_request_to_proto,
     event_from_proto,
@@ -33,7 +33,7 @@ class KvTransferClient:
         try:
             with rpc_errors(self._peer):
                 async for message in call:
-                    yield event_from_proto(message)
+                    yield event_from_proto(answered(message, self._peer))
         finally:
             call.cancel()
 
@@ -41,13 +41,15 @@ class KvTransferClient:
         """Waits until a ticket is open, is gone, or the deadline (monotonic); gives the seconds of its lease."""
         request = pb.AwaitTicketRequest(request_id=request_id, ticket_id=ticket_id)
         with rpc_errors(self._peer):
-            response = await self._stub.AwaitTicket(request, timeout=timeout_left(deadline))
+            response = answered(await self._stub.AwaitTicket(request, timeout=timeout_left(deadline)), self._peer)
         return response.lease_ms / 1e3
 
     async def rendezvous(self, order: KeyOrder, deadline: float) -> bytes:
         """Sets or reads a key of a channel; a read waits for it until the deadline."""
         with rpc_errors(self._peer):
-            response = await self._stub.Rendezvous(key_order_to_proto(order), timeout=timeout_left(deadline))
+            response = answered(
+                await self._stub.Rendezvous(key_order_to_proto(order), timeout=timeout_left(deadline)), self._peer
+            )
         return response.value
 
     async def fetch(self, order: FetchOrder, deadline: float) -> tuple[int, float]:
@@ -57,7 +59,9 @@ class KvTransferClient:
             The ticket's prompt tokens and the length of its lease in seconds.
         """
         with rpc_errors(self._peer):
-            response = await self._stub.Fetch(fetch_order_to_proto(order), timeout=timeout_left(deadline))
+            response = answered(
+                await self._stub.Fetch(fetch_order_to_proto(order), timeout=timeout_left(deadline)), self._peer
+            )
         return response.num_tokens, response.lease_ms / 1e3
 
     async def probe(self, order: ProbeOrder, deadline: float) -> None:
@@ -69,14 +73,16 @@ class KvTransferClient:
     async def renew(self, ticket_id: str, deadline: float) -> float:
         """Extends a lease and returns its length in seconds."""
         with rpc_errors(self._peer):
-            response = await self._stub.Renew(pb.RenewRequest(ticket_id=ticket_id), timeout=timeout_left(deadline))
+            response = answered(
+                await self._stub.Renew(pb.RenewRequest(ticket_id=ticket_id), timeout=timeout_left(deadline)), self._peer
+            )
         return response.lease_ms / 1e3
 
     async def release(self, ticket_id: str, fetch_id: str, timeout_s: float) -> Released:
         """Gives a ticket back; an answer means that nothing of it goes on at the source."""
         request = pb.ReleaseRequest(ticket_id=ticket_id, fetch_id=fetch_id)
         with rpc_errors(self._peer):
-            response = await self._stub.Release(request, timeout=timeout_s)
+            response = answered(await self._stub.Release(request, timeout=timeout_s), self._peer)
         stopped = response.stopped
         return Released(response.was_open, stopped_prefill=stopped.prefill, stopped_sending=stopped.sending)
 

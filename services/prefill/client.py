@@ -3,7 +3,7 @@
 import grpc
 from baton.v1 import prefill_pb2_grpc as rpc
 
-from services.common.rpc.channel import rpc_errors, timeout_left
+from services.common.rpc.channel import answered, rpc_errors, timeout_left
 from services.common.rpc.tracing import trace_metadata
 from services.common.types import PrefillResult, WorkRequest
 from services.prefill.convert import request_to_proto, result_from_proto
@@ -27,4 +27,4 @@ class PrefillClient:
             response = await self._stub.Prefill(
                 request_to_proto(request), timeout=timeout_left(request.deadline), metadata=trace_metadata()
             )
-        return result_from_proto(response)
+        return result_from_proto(answered(response, self._peer))

@@ -75,3 +75,31 @@ def test_end_may_come_without_a_token() -> None:
     merge.add([part(0, 7)])
     assert merge.add([part(1, finish=LENGTH)]) == [ChoiceTokens(0, (), LENGTH)]
     assert merge.is_finished
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        part(-1, 7),
+        part(0, finish=STOP),
+        part(0, 7, finish=LENGTH),
+        part(0, 7, 8, 9, finish=LENGTH),
+        part(0, 7, 8, 9),
+    ],
+    ids=["a negative index", "no token", "too few for their number", "too many", "too many, going on"],
+)
+def test_what_no_worker_could_say_is_a_conflict(reported: ChoiceTokens) -> None:
+    """Of a choice that may have two tokens; nothing of it is shown as an answer."""
+    merge = TokenMerge(1)
+    merge.max_tokens = 2
+    with pytest.raises(Internal):
+        merge.add([reported])
+
+
+def test_a_choice_may_stop_early_or_be_full() -> None:
+    """Two tokens of two are its length; fewer need another reason."""
+    for ids, finish in (((7,), STOP), ((7, 8), LENGTH)):
+        merge = TokenMerge(1)
+        merge.max_tokens = 2
+        assert merge.add([part(0, *ids, finish=finish)]) == [part(0, *ids, finish=finish)]
+        assert merge.is_finished

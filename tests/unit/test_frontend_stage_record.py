@@ -48,3 +48,12 @@ def test_failed_request_knows_what_happened_so_far() -> None:
     assert record.stages() == StageTimes()
     clock.mark(record, Mark.FINISHED, 7)
     assert record.stages() == StageTimes(total_ns=7)
+
+
+def test_times_that_cannot_be_are_left_out() -> None:
+    """Negative ones, longer ones than the request, and those that a worker cannot know; the own view stands in."""
+    clock = Clock()
+    record = StageRecord(clock)
+    clock.mark(record, Mark.FINISHED, 90)
+    record.report(StageTimes(queue_ns=-1, prefill_ns=2**62, decode_ns=5, total_ns=7))
+    assert record.stages() == StageTimes(decode_ns=5, total_ns=90)

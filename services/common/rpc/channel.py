@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Generator
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 
-from services.common.errors import DeadlineExceeded, PeerUnreachable
+from services.common.errors import DeadlineExceeded, PeerError, PeerUnreachable
 from services.common.rpc.limits import (
     DEFAULT_MESSAGE_BYTES,
     KEEPALIVE_TIME_MS,
@@ -18,6 +18,8 @@ from services.common.rpc.limits import (
 from services.common.rpc.secured_channel import SecuredChannel
 from services.common.rpc.security import ClientSecurity, client_security
 from services.common.rpc.status import from_rpc_error
+
+T = TypeVar("T")
 
 
 def open_channel(
@@ -80,6 +82,17 @@ def rpc_errors(peer: str) -> Generator[None]:
         if task is None or task.cancelling():
             raise
         raise PeerUnreachable(f"the channel to {peer} was closed during a call") from error
+
+
+def answered(answer: T | None, peer: str) -> T:
+    """What a peer answered; gRPC gives None for bytes that are no message of the method, and logs why.
+
+    Raises:
+        PeerError: it answered with such bytes.
+    """
+    if answer is None:
+        raise PeerError(f"{peer} answered with what is no message; it is broken, or its version is another one")
+    return answer
 
 
 def timeout_left(deadline: float, margin_s: float = 0.0) -> float:

@@ -11,7 +11,7 @@ from baton.v1 import kv_directory_pb2_grpc
 
 from services.common.errors import BatonError
 from services.common.log import get_logger
-from services.common.rpc.channel import open_channel, rpc_errors
+from services.common.rpc.channel import answered, open_channel, rpc_errors
 from services.common.rpc.tracing import trace_metadata
 from services.common.types import Membership, RefusedPair, WorkerInfo
 from services.kvtransfer.directory.config import DEFAULT_LEASE_S
@@ -54,7 +54,10 @@ class DirectoryClient:
             PeerUnreachable: the directory is away.
         """
         with rpc_errors(self._peer):
-            response = await self._stub.Register(register_request(worker), timeout=timeout_s, metadata=trace_metadata())
+            response = answered(
+                await self._stub.Register(register_request(worker), timeout=timeout_s, metadata=trace_metadata()),
+                self._peer,
+            )
         pairs = tuple(refused_from_proto(pair) for pair in response.refused_pairs)
         return Registered(response.lease_ms / 1000, pairs)
 
