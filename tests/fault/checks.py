@@ -9,7 +9,7 @@ C6 signals       counters moved by the right number; only the victim stopped bei
 C7 no crash      no process ended that was not killed
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from tests.fault.evidence import OK, Evidence, Part, ProcessState, Record
 from tests.fault.scenario import Expectation
@@ -173,6 +173,17 @@ def owns(state: ProcessState) -> dict[str, int]:
     """What of requests a process still holds."""
     counts = {name: state.counts[name] for name in OWNED if state.counts.get(name)}
     return counts | {name: int(state.metrics[name]) for name in OWNED_METRICS if state.metrics.get(name)}
+
+
+def unsettled(states: Mapping[str, ProcessState]) -> list[str]:
+    """Workers that lack a channel to one of the other tier, or still end one: they will be larger, or smaller."""
+    workers = [[name for name in states if name.startswith(tier)] for tier in ("prefill", "decode")]
+    return [
+        name
+        for own, others in (workers, reversed(workers))
+        for name in own
+        if states[name].counts["channels"] != len(others) or states[name].counts.get("source_channels_ending")
+    ]
 
 
 def lateness(record: Record) -> str | None:

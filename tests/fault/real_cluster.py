@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,6 +25,7 @@ from services.cli.routes import routes_ready
 from services.common.errors import BatonError
 from services.common.sampling import SamplingParams
 from tests.fault.clients import PROMPTS, prompt
+from tests.fault.cluster_links import ClusterLinks
 from tests.fault.evidence import ProcessState
 from tests.fault.phases import CHUNK_TOKENS
 from tests.fault.samples import asked, scraped
@@ -46,6 +47,9 @@ NEVER_AGAIN = RestartPolicy(quick_s=float("inf"), max_quick_deaths=1, max_first_
 SPARES = 2
 LONGEST_ANSWER = 48
 
+Lead = Callable[[Sequence[ProcessPlan]], tuple[ProcessPlan, ...]]
+"""Gives the plans of all processes other networks to run in."""
+
 
 class RealCluster:
     """Processes of one plan; satisfies `scenario.Cluster`."""
@@ -53,12 +57,16 @@ class RealCluster:
     is_timing_exact = False
     lease_s = LEASE_S
 
-    def __init__(self, topology: Topology, folder: Path) -> None:
+    def __init__(self, topology: Topology, folder: Path, lead: Lead | None = None) -> None:
         self._checkpoint = tiny_checkpoint("llama")
         self._folder = folder
         self._pauses = PauseFolder(folder / "pauses")
         self._slowness = SlownessFiles(self._pauses.folder)
+        self.links = ClusterLinks(folder)
         self.plan = _plan(topology, self._checkpoint, self._pauses.folder)
+        lead = self.links.lead if topology.is_proxied else lead
+        if lead is not None:
+            self.plan = ClusterPlan(processes=lead(self.plan.processes))
         self._plans = {process.name: process for process in self.plan.processes}
         self.launched: dict[str, Launched] = {}
         self._ended: list[tuple[str, int | None]] = []
@@ -71,6 +79,7 @@ class RealCluster:
 
     async def open(self) -> None:
         """Starts the processes of the topology and waits until every frontend can route to all workers."""
+        await self.links.open()
         for name in self.starting:
             self._launch(self._plans[name])
         for number in range(PROMPTS):  # now, for no clock runs yet and the processes start anyway
@@ -96,6 +105,7 @@ class RealCluster:
         for role in STOP_ORDER:
             ending = [process for process in self.launched.values() if process.plan.role == role]
             await asyncio.gather(*(process.stop(STOP_S) for process in ending))
+        await self.links.close()
 
     @property
     def is_timing_judged(self) -> bool:
@@ -207,9 +217,9 @@ class RealCluster:
 
 
 @contextlib.asynccontextmanager
-async def real_cluster(topology: Topology, folder: Path) -> AsyncIterator[RealCluster]:
-    """Starts the processes of a topology and ends them."""
-    cluster = RealCluster(topology, folder)
+async def real_cluster(topology: Topology, folder: Path, lead: Lead | None = None) -> AsyncIterator[RealCluster]:
+    """Starts the processes of a topology, changed as `lead` says, and ends them."""
+    cluster = RealCluster(topology, folder, lead)
     try:
         await cluster.open()
         yield cluster

@@ -11,18 +11,23 @@ from typing import Any, Protocol
 from services.common.priority import Priority
 from services.common.sampling import SamplingParams
 from services.common.types import Tier
+from tests.fault.cluster_links import ClusterLinks
 from tests.fault.evidence import OK, Evidence, Part, ProcessState, Record
 from tests.harness.pauses import Pause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """How many processes of each role; there is one directory besides."""
+    """How many processes of each role; there is one directory besides.
+
+    Where it `is_proxied`, every link leads through a proxy and can be hurt; on real processes alone.
+    """
 
     frontend: int = 1
     prefill: int = 2
     decode: int = 2
     flags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    is_proxied: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,8 @@ class Cluster(Protocol):
     is_timing_judged: bool
     """Whether the machine is free enough for seconds to say anything about the product."""
     lease_s: float
+    links: ClusterLinks
+    """Those that can be hurt, of spare processes, too; none where the topology is not proxied."""
 
     def names(self, *roles: str) -> list[str]:
         """Processes of these roles that were started and not taken away."""
@@ -223,6 +230,7 @@ class Scenario:
     expect: Expectation = Expectation()
     is_slow: bool = False
     is_simulated_only: bool = False
+    is_real_only: bool = False
 
     @property
     def title(self) -> str:

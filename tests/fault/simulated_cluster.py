@@ -12,6 +12,7 @@ import contextvars
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,6 +24,7 @@ from services.common.rpc.channel import open_channel
 from services.common.sampling import SamplingParams
 from services.frontend.client import GenerationClient
 from services.kvtransfer.transport.available import AVAILABLE
+from tests.fault.cluster_links import ClusterLinks
 from tests.fault.evidence import ProcessState
 from tests.fault.phases import CHUNK_TOKENS
 from tests.fault.samples import asked, samples
@@ -66,6 +68,7 @@ class SimulatedCluster:
 
     def __init__(self, topology: Topology, clock: VirtualClock, seed: int = 0) -> None:
         self.clock = clock
+        self.links = ClusterLinks(Path())  # none: there is no TCP here
         self.network = Network()
         self.exchange = VirtualExchange(clock, self.network)
         self.hurts = RandomFaults(0.0, HURTS, seed)

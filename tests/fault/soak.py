@@ -22,14 +22,15 @@ from pathlib import Path
 
 from services.common.errors import BatonError
 from services.common.sampling import SamplingParams
-from tests.fault.checks import SLACK, owns, wrong_with
+from tests.fault.checks import SLACK, owns, unsettled, wrong_with
 from tests.fault.clients import PROMPTS, Asking, Clients, prompt
 from tests.fault.evidence import OK, Part, ProcessState, Record
+from tests.fault.network_faults import random_network_faults
 from tests.fault.real_cluster import real_cluster
 from tests.fault.scenario import Cluster, Topology
 from tests.fault.soak_report import Report
 
-TOPOLOGY = Topology(frontend=2, prefill=2, decode=2)
+TOPOLOGY = Topology(frontend=2, prefill=2, decode=2, is_proxied=True)
 CHURNING = Topology(frontend=1, prefill=1, decode=1)
 MOST = 3
 PROMPT_TOKENS = 48
@@ -38,6 +39,7 @@ DEADLINE_S = 30.0
 PAUSE_S = (4.0, 12.0)
 FROZEN_S = (2.0, 10.0)
 HURT_SHARE = 0.2
+NETWORK_SHARE = 0.4  # of the faults, where there are others
 ROUND_S = 120.0
 BURST = 24
 REST_S = 30.0
@@ -63,7 +65,9 @@ class Soak:
         self._away: set[str] = set()
         self._is_churn = is_churn
         faults = self._joins() if is_churn else self._all_faults()
-        self._faults = {name: fault for name, fault in faults.items() if only in name}
+        network = {} if is_churn else random_network_faults(cluster, self._chance, self.report.began)
+        self._faults = {name: fault for name, fault in (faults | network).items() if only in name}
+        self._others, self._network = (sorted(self._faults.keys() & some.keys()) for some in (faults, network))
 
     async def run(self, seconds: float) -> Report:
         """Runs for so long; gives the report."""
@@ -115,12 +119,19 @@ class Soak:
         self._is_loading.set()
         while time.monotonic() < until:
             await asyncio.sleep(self._chance.uniform(*PAUSE_S))
-            name = self._chance.choice(sorted(self._faults))
+            name = self._pick()
             self.report.faults[name] += 1
+            self.report.began(name)
             recovering = asyncio.create_task(self._recovery(name))
             await self._faults[name]()
             await recovering
         self._is_loading.clear()
+
+    def _pick(self) -> str:
+        """The next fault."""
+        if self._network and (not self._others or self._chance.random() < NETWORK_SHARE):
+            return self._chance.choice(self._network)
+        return self._chance.choice(self._others)
 
     async def _load(self) -> None:
         while True:
@@ -193,12 +204,14 @@ class Soak:
         until = time.monotonic() + REST_S
         while True:
             states = {name: await self._state(name) for name in self._cluster.names()}
-            busy = [name for name, state in states.items() if state is None or owns(state)]
-            if not busy or time.monotonic() > until:
+            known = {name: state for name, state in states.items() if state is not None}
+            busy = [name for name in states if name not in known or owns(known[name])]
+            if not (busy or unsettled(known)) or time.monotonic() > until:
                 break
             await asyncio.sleep(0.2)
-        self.report.complaints += [f"{name} was not at rest: {owns(states[name])}" for name in busy if states[name]]
-        self.report.footprints.append({name: state for name, state in states.items() if state is not None})
+        self.report.complaints += [f"{name} was not at rest: {owns(known[name])}" for name in busy if name in known]
+        self.report.complaints += [f"{name} did not get its channels back" for name in unsettled(known)]
+        self.report.footprints.append(known)
 
     async def _state(self, name: str) -> ProcessState | None:
         try:
@@ -213,7 +226,8 @@ class Soak:
             kind = {Part.SUBJECT: " (cancelled)", Part.BLOCKER: " (short deadline)"}.get(record.part, "")
             self.report.ends[status if status == OK else f"{status} {record.error}{kind}"] += 1
             self.report.moves += record.moves
-            self.report.complaints += [f"{record.request_id}: {what}" for what in wrong_with(record)]
+            for what in wrong_with(record):
+                self.report.complaints.append(f"{record.request_id}: {what}; met {self.report.meanwhile(record)}")
             if self._is_churn and status != OK:
                 self.report.complaints.append(f"{record.request_id}: {status} {record.error} {record.message}")
         self._clients.records.clear()

@@ -1,10 +1,14 @@
 """What came of minutes of random faults."""
 
 import statistics
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.fault.evidence import OK, ProcessState
+from tests.fault.evidence import OK, ProcessState, Record
+
+# What a fault may still be to blame for, from its beginning.
+BLAME_S = 20.0
 
 
 @dataclass(slots=True)
@@ -17,6 +21,16 @@ class Report:
     recovered_s: dict[str, list[float]] = field(default_factory=dict)
     moves: int = 0
     footprints: list[dict[str, ProcessState]] = field(default_factory=list)
+    history: list[tuple[float, str]] = field(default_factory=list)
+
+    def began(self, what: str) -> None:
+        """Writes down that a fault begins now, or whom it strikes."""
+        self.history.append((time.monotonic(), what))
+
+    def meanwhile(self, record: Record) -> str:
+        """The faults that a request may have met."""
+        first, last = record.started - BLAME_S, record.ended or record.deadline
+        return ", ".join(what for moment, what in self.history if first <= moment <= last) or "no fault"
 
     @property
     def refetches(self) -> int:

@@ -16,9 +16,9 @@ import pytest
 from services.common.sampling import SamplingParams
 from tests.harness.checkpoints import random_prompt
 from tests.harness.fake_engine import FakeEngine, expected_tokens
-from tests.harness.hurt_links import Hurt, HurtPair, hurt_pair
+from tests.harness.hurt_links import HurtPair, hurt_pair
+from tests.harness.link import BROKEN, SLOW, Hurt
 from tests.harness.split_cluster import SplitCluster, split_cluster
-from tests.harness.tcp_proxy import TcpProxy
 from tests.harness.tiers import at_rest, until
 
 DEADLINE_S = 30.0
@@ -31,35 +31,6 @@ STEP_S = 0.01
 EACH = 6
 
 
-def slowed(lane: str, **values: float) -> Hurt:
-    """Both directions of a link, or one, as said."""
-
-    def hurt(proxy: TcpProxy) -> None:
-        for name in ("up", "down") if lane == "both" else (lane,):
-            for key, value in values.items():
-                setattr(getattr(proxy, name), key, value)
-
-    return hurt
-
-
-def cut(proxy: TcpProxy) -> None:
-    """Resets the link in the middle of what it carries next."""
-    proxy.down.cut_after = proxy.up.cut_after = 3_000
-
-
-BROKEN: dict[str, Hurt] = {
-    "refuse": TcpProxy.refuse,
-    "reset": TcpProxy.reset,
-    "cut": cut,
-    "black hole": TcpProxy.black_hole,
-    "black hole of one direction": lambda proxy: proxy.down.is_open.clear(),
-    "half open": TcpProxy.half_open,
-}
-SLOW: dict[str, Hurt] = {
-    "delay of 200 ms": slowed("both", delay_s=0.1),
-    "stall of 10 % of the chunks": slowed("both", stall_share=0.1, stall_s=0.5),
-    "bandwidth cap": slowed("both", bytes_per_s=200e3),
-}
 LINKS = ("prefill_control", "decode_control", "data")
 QUICK = {("reset", "prefill_control"), ("reset", "decode_control"), ("reset", "data"), ("cut", "data")}
 

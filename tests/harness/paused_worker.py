@@ -2,8 +2,9 @@
 
     python -m tests.harness.paused_worker TIER FLAGS
 
-It is the real process with its engine and its transports wrapped. The folder of the gates is in the environment, and
-so is the version that it says it has, where that is not its own.
+It is the real process with its engine and its transports wrapped. The environment names the folder of the gates; the
+version that the process says it has, where that is not its own; and whom to ask for proxies, where KV is to pass
+through some of the test (see `proxy_desk.py`).
 """
 
 import dataclasses
@@ -19,11 +20,14 @@ from services.common.version import version
 from services.decode import config as decode_config
 from services.decode.server import DecodeTier
 from services.kvtransfer.transport import available
+from services.kvtransfer.transport.base import Transports
 from services.prefill import config as prefill_config
 from services.prefill.server import PrefillTier
 from services.worker.process import Parts, WorkerProcess
 from tests.harness.faulty_transport import HURTS, OrderedFaults, faulty
 from tests.harness.pauses import FOLDER_VARIABLE, HURT_SUFFIX, FileGate, PausedEngine, paused_transports
+from tests.harness.proxied_keys import through
+from tests.harness.proxy_desk import asking_port_of
 from tests.harness.slow_engine import SlowEngine, SlownessFiles
 
 VERSION_VARIABLE = "BATON_TEST_VERSION"
@@ -39,7 +43,7 @@ def main(tier: Tier, argv: list[str]) -> int:
         folder = Path(os.environ[FOLDER_VARIABLE])
         gate = FileGate(folder, tier.value, parts.info.worker_id)
         plan = OrderedFaults(folder.with_suffix(HURT_SUFFIX), HURTS, os.getpid())
-        hurt = {name: faulty(opening, plan) for name, opening in available.AVAILABLE.items()}
+        hurt = {name: faulty(opening, plan) for name, opening in _proxied(tier).items()}
         # The one table of transports that every part of the process looks them up in.
         cast(dict[str, Any], available.AVAILABLE).update(paused_transports(hurt, gate))
         slowness = SlownessFiles(folder)
@@ -52,6 +56,14 @@ def main(tier: Tier, argv: list[str]) -> int:
     told = os.environ.get(VERSION_VARIABLE) or version()
     with mock.patch("services.worker.process.version", return_value=told):
         return launch(settings_class, build, prog=config.PROG, env_prefix=config.ENV_PREFIX, argv=argv)
+
+
+def _proxied(tier: Tier) -> Transports:
+    """What every worker has, or gloo through proxies alone, of which the source decides."""
+    port_of = asking_port_of()
+    if port_of is None or tier is not Tier.PREFILL:
+        return available.AVAILABLE
+    return {"gloo": through(available.AVAILABLE["gloo"], port_of)}
 
 
 if __name__ == "__main__":

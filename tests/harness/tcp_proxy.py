@@ -69,7 +69,7 @@ class TcpProxy:
         self._rng = random.Random(seed)
         self._open: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_half_open = False
+        self._is_whole = asyncio.Event()  # clear while connections are half open
         self._server: asyncio.Server | None = None
 
     @property
@@ -77,10 +77,16 @@ class TcpProxy:
         """host:port."""
         return f"{self.host}:{self.port}"
 
+    @property
+    def is_used(self) -> bool:
+        """True while a connection leads through it."""
+        return bool(self._open)
+
     async def start(self, port: int = 0) -> None:
         """Listens."""
         self.up.heal()
         self.down.heal()
+        self._is_whole.set()
         self._server = await asyncio.start_server(self._accept, self.host, port)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -112,7 +118,7 @@ class TcpProxy:
 
     def half_open(self) -> None:
         """The target's side of every connection is gone, and the client's side is not told."""
-        self._is_half_open = True
+        self._is_whole.clear()
         for connection in self._open:
             reset(connection.far)
 
@@ -120,8 +126,8 @@ class TcpProxy:
         """As a good network again; connections that hung half open are reset at last."""
         self.up.heal()
         self.down.heal()
-        if self._is_half_open:
-            self._is_half_open = False
+        if not self._is_whole.is_set():
+            self._is_whole.set()
             self.reset()
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, self.host, self.port)
@@ -150,8 +156,9 @@ class TcpProxy:
     async def _pump(
         self, lane: Lane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connection: Connection
     ) -> None:
-        """Carries one direction until it ends."""
-        with contextlib.suppress(OSError):
+        """Carries one direction until it ends; an end by reset is passed on as one."""
+        is_reset = False
+        try:
             while data := await reader.read(CHUNK_BYTES):
                 await self._hold_up(lane, len(data))
                 if lane.cut_after is not None and len(data) >= lane.cut_after:
@@ -163,8 +170,13 @@ class TcpProxy:
                 writer.write(data)
                 await writer.drain()
                 lane.passed_bytes += len(data)
-        if self._is_half_open:
-            await asyncio.Event().wait()  # whoever is left hears nothing, until the proxy heals or closes
+        except OSError:
+            is_reset = True
+        if not self._is_whole.is_set():
+            await self._is_whole.wait()  # whoever is left hears nothing, until the proxy heals or closes
+            is_reset = True
+        if is_reset:
+            connection.reset()
         with contextlib.suppress(OSError):
             writer.write_eof()
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.harness.tcp_proxy import TcpProxy, tcp_proxy
+from tests.harness.tcp_proxy import TcpProxy, reset, tcp_proxy
 from tests.harness.tiers import until
 
 Link = tuple[TcpProxy, asyncio.StreamReader, asyncio.StreamWriter]
@@ -100,6 +100,40 @@ async def test_half_open_tells_nobody():
         link[0].half_open()
         with pytest.raises(TimeoutError):
             await echoed(link, b"y", SHORT_S)
+
+
+async def test_half_open_connections_end_when_the_link_heals():
+    """Who was not told is told by a reset at last, and the proxy keeps nothing of the connection."""
+    async with echo_link() as link:
+        await echoed(link, b"x")
+        link[0].half_open()
+        await link[0].heal()
+        async with asyncio.timeout(LONG_S):
+            with pytest.raises(OSError, match="reset"):
+                await link[1].read(1)
+            await until(lambda: not link[0].is_used)
+
+
+async def test_a_reset_by_the_client_is_passed_on():
+    """The target sees a reset where the client made one, not an ordinary end."""
+    ends: asyncio.Queue[str] = asyncio.Queue()
+
+    async def notice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+            ends.put_nowait("end")
+        except ConnectionResetError:
+            ends.put_nowait("reset")
+        writer.close()
+
+    server = await asyncio.start_server(notice, "127.0.0.1", 0)
+    async with tcp_proxy(server.sockets[0].getsockname()[1]) as proxy, asyncio.timeout(LONG_S):
+        _, writer = await asyncio.open_connection(proxy.host, proxy.port)
+        writer.write(b"x")
+        await until(lambda: proxy.up.passed_bytes > 0)
+        reset(writer)
+        assert await ends.get() == "reset"
+    server.close()
 
 
 async def test_a_cut_comes_after_so_many_bytes():

@@ -1,0 +1,34 @@
+"""Rows of the matrix about the network (F12), on real processes alone: each fault on a control and on a data link."""
+
+import itertools
+
+from tests.fault.cluster_links import CONTROL, DATA
+from tests.fault.network_faults import KINDS, hurt_link_of_holder
+from tests.fault.phases import LOADED_DECODE, LOADED_PREFILL
+from tests.fault.scenario import Expectation, Load, Phase, Scenario, Topology
+
+# Ejections grow with each fault, and no row waits for a minute until its worker is tried again.
+TOPOLOGY = Topology(is_proxied=True, flags={"frontend": {"eject-longest-s": "5"}})
+LOAD = Load(subjects=4, companions=6, max_tokens=48)
+# Two heartbeats of a control link. A data link has none: a receive takes its limit, the try to build a new channel its.
+FOUND_S = {CONTROL: 10.0, DATA: 20.0}
+
+
+def row(kind: str, *phases: Phase) -> list[Scenario]:
+    """Every fault on one link of the worker that holds the subjects, in one phase after the other."""
+    return [
+        Scenario(
+            row=f"F12 {kind} link",
+            name=f"{what}, {phase.tier.value} worker",
+            phase=phase,
+            fault=hurt_link_of_holder(kind, how),
+            topology=TOPOLOGY,
+            load=LOAD,
+            expect=Expectation(moves=(0, 3), moved_within_s=FOUND_S[kind]),
+            is_real_only=True,
+        )
+        for (what, how), phase in zip(KINDS.items(), itertools.cycle(phases), strict=False)
+    ]
+
+
+F12 = [row(CONTROL, LOADED_PREFILL, LOADED_DECODE), row(DATA, LOADED_PREFILL)]
