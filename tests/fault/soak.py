@@ -226,6 +226,8 @@ class Soak:
             kind = {Part.SUBJECT: " (cancelled)", Part.BLOCKER: " (short deadline)"}.get(record.part, "")
             self.report.ends[status if status == OK else f"{status} {record.error}{kind}"] += 1
             self.report.moves += record.moves
+            if status != OK and record.part is Part.COMPANION:
+                self.report.failed(record)
             for what in wrong_with(record):
                 self.report.complaints.append(f"{record.request_id}: {what}; met {self.report.meanwhile(record)}")
             if self._is_churn and status != OK:

@@ -9,6 +9,7 @@ from tests.fault.evidence import OK, ProcessState, Record
 
 # What a fault may still be to blame for, from its beginning.
 BLAME_S = 20.0
+SHOWN_FAILURES = 12
 
 
 @dataclass(slots=True)
@@ -22,10 +23,15 @@ class Report:
     moves: int = 0
     footprints: list[dict[str, ProcessState]] = field(default_factory=list)
     history: list[tuple[float, str]] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
 
     def began(self, what: str) -> None:
         """Writes down that a fault begins now, or whom it strikes."""
         self.history.append((time.monotonic(), what))
+
+    def failed(self, record: Record) -> None:
+        """Writes down a request that did not end well, although its client gave it time and did not cancel it."""
+        self.failures[f"{record.error} ({record.frontend}), met {self.meanwhile(record)}: {record.message}"] += 1
 
     def meanwhile(self, record: Record) -> str:
         """The faults that a request may have met."""
@@ -50,6 +56,7 @@ class Report:
             lines.append(
                 f"  {count:3} x {name}: a new request succeeded after {usual:.2f} s (median), {worst:.2f} s (most)"
             )
+        lines += [f"  {count:3} x {what}" for what, count in self.failures.most_common(SHOWN_FAILURES)]
         for name in sorted(self.footprints[0] if self.footprints else ()):
             lines += [f"  {name}: {line}" for line in self._growth(name)]
         return "\n".join([*lines, *(f"WRONG {what}" for what in self.complaints)])
