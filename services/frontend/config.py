@@ -68,7 +68,7 @@ class FrontendSettings(PublicSettings, QueueSettings):
     )
     max_kept_answers: int = Field(256, ge=1, le=2**16, description="Resumable requests at once; more are plain ones.")
     heartbeat_s: float = Field(
-        0.75, ge=0.1, le=60, description="Seconds within which a worker that lives reports its load."
+        0.5, ge=0.1, le=60, description="Seconds within which a worker that lives reports its load."
     )
     failure_threshold: int = Field(
         3, ge=1, le=100, description="Missed heartbeats or broken watches in a row that make a worker unreachable."

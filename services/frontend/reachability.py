@@ -33,7 +33,7 @@ class Thresholds:
         pair_grace_s: Time for which a pair whose channel is not proven yet may still be used where no pair is proven.
     """
 
-    heartbeat_s: float = 0.75
+    heartbeat_s: float = 0.5
     failures: int = 3
     recoveries: int = 2
     pair_grace_s: float = 3.0

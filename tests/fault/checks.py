@@ -9,6 +9,7 @@ C6 signals       counters moved by the right number; only the victim stopped bei
 C7 no crash      no process ended that was not killed
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 
 from tests.fault.evidence import OK, Evidence, Part, ProcessState, Record
@@ -226,11 +227,13 @@ def unaffected(evidence: Evidence) -> list[Record]:
 def moved_after_s(evidence: Evidence) -> float:
     """Seconds from the fault until the last subject that it touched had gone on or ended; 0 where none was touched."""
     touched = [record for record in evidence.of(Part.SUBJECT) if record.moves or record.status != OK]
-    moments = (
-        min((moment for moment in record.arrivals if moment > evidence.faulted_at), default=record.ended or 0.0)
-        for record in touched
-    )
-    return max((moment - evidence.faulted_at for moment in moments), default=0.0)
+    return max((_went_on(record, evidence.faulted_at) - evidence.faulted_at for record in touched), default=0.0)
+
+
+def _went_on(record: Record, moment: float) -> float:
+    """When the longest silence after `moment` was over: what was on its way before the fault still arrives after it."""
+    moments = [moment, *(arrival for arrival in record.arrivals if arrival > moment), record.ended or moment]
+    return max(itertools.pairwise(moments), key=lambda pair: pair[1] - pair[0])[1]
 
 
 def worst_gaps(record: Record, moment: float) -> tuple[float, float]:

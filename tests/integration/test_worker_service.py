@@ -134,6 +134,16 @@ async def test_an_idle_worker_is_heard_of_all_the_same():
         assert await next_report(watch) == await next_report(watch)
 
 
+async def test_a_heartbeat_that_the_watcher_missed_itself_does_not_count():
+    """What came while it stood still is read before anything is held against the worker."""
+    async with served() as (_, client), contextlib.aclosing(client.watch_load(0.6)) as watch:
+        await next_of(watch)
+        reading = asyncio.ensure_future(next_of(watch))
+        await asyncio.sleep(0)
+        time.sleep(1.0)  # noqa: ASYNC251 - the whole loop shall stand still
+        assert await reading is not None
+
+
 async def test_a_watcher_that_leaves_is_forgotten():
     """Closing the generator ends the call on the server."""
     async with served() as (serving, client):

@@ -14,7 +14,7 @@ STATE = ProcessState(incarnation="a", counts={"blocks_held": 0}, metrics={"moves
 def record(name: str, part: Part, **fields: object) -> Record:
     """A request that went well on two workers."""
     values = {
-        "request_id": name, "part": part, "frontend": "frontend-0", "started": 0.0, "deadline": 10.0, "ended": 5.0,
+        "request_id": name, "part": part, "frontend": "frontend-0", "started": 0.0, "deadline": 10.0, "ended": 3.2,
         "status": "OK", "expected": {0: [1, 2, 3]}, "tokens": {0: [1, 2, 3]}, "workers": ("prefill-1", "decode-1"),
         "arrivals": [1.0, 1.1, 1.2, 3.0, 3.1], **fields,
     }  # fmt: skip
@@ -85,6 +85,10 @@ def slowly_back(evidence: Evidence) -> None:
     evidence.recovered_at = 7.0
 
 
+def stuck(evidence: Evidence) -> None:
+    evidence.records[0].arrivals = [1.0, 1.2, 4.8]
+
+
 def unmoved(evidence: Evidence) -> None:
     evidence.after = {"decode-1": ProcessState(incarnation="a", metrics={"moves": 0.0})}
 
@@ -113,7 +117,7 @@ def restarted_often(evidence: Evidence) -> None:
 
 FINDINGS = {
     late: "c1", hanging: "c1", wrong: "c2", short: "c2", untyped: "c2", holding: "c3", growing: "c3", restless: "c3",
-    innocent: "c4", slower: "c4", never_back: "c5", slowly_back: "c5", unmoved: "c6", miscounted: "c6",
+    innocent: "c4", slower: "c4", never_back: "c5", slowly_back: "c5", stuck: "c5", unmoved: "c6", miscounted: "c6",
     others_unready: "c6", crashed: "c7", badly_ended: "c7", restarted_often: "as_expected",
 }  # fmt: skip
 EXPECT = Expectation(moves=(1, 1), metrics={"moves": (0, 0)})
