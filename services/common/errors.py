@@ -192,9 +192,7 @@ class KvCorrupt(HandoffError):
 
 
 class ChannelBroken(HandoffError):
-    """The channel died during the transfer."""
-
-    retry = Retry.SAME_WORKER
+    """The channel died during the transfer, and what was left did not come over another one soon enough."""
 
 
 class Unservable(BatonError):

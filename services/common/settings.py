@@ -160,7 +160,14 @@ class WorkerSettings(QueueSettings):
     kv_transport: Literal["auto", "gloo", "nccl"] = Field("auto", description="What carries KV between workers.")
     kv_checksum: bool = Field(True, description="Verify every KV message by checksum.")
     kv_probe_interval_s: float = Field(
-        5.0, ge=0, le=3600, description="Seconds without KV after which a channel is tried out; 0 never."
+        2.0, ge=0, le=3600, description="Seconds without KV after which a channel is tried out; 0 never."
+    )
+    kv_operation_floor_s: float = Field(
+        1.5,
+        gt=0,
+        le=3600,
+        description="Seconds that a KV message which was announced may take, besides what its bytes need at 10 MB/s; "
+        "then its channel is given up.",
     )
     kv_lease_s: float = Field(
         30.0, gt=0, le=3600, description="Seconds that a finished prompt's KV is kept for a sink that does not ask."

@@ -25,7 +25,10 @@ class TransferConfig:
         max_tombstones: Most tickets that are remembered after they are gone.
         max_channels: Most channels that a source keeps open.
         connect_timeout_s: Time for opening a channel, probe included.
-        operation_floor_s: Time that every send or receive has besides what its bytes need.
+        channel_wait_s: Time that a request waits for a channel that is being opened; then it is for other workers.
+        operation_floor_s: Time that every send or receive has besides what its bytes need. A message is received from
+            its announcement on, so this is how long a data link that carries nothing goes unnoticed.
+        refetch_s: Time for which a fetch whose channel broke goes on trying without a verified message.
         min_bytes_per_s: Slowest network that is still served; slower counts as broken.
         min_backoff_s: Shortest pause before a broken channel is rebuilt; doubles with each failure.
         max_backoff_s: Longest such pause.
@@ -44,11 +47,13 @@ class TransferConfig:
     max_tombstones: int = 4096
     max_channels: int = 64
     connect_timeout_s: float = 10.0
-    operation_floor_s: float = 5.0
+    channel_wait_s: float = 3.0
+    operation_floor_s: float = 1.5
+    refetch_s: float = 1.0
     min_bytes_per_s: float = 10e6
     min_backoff_s: float = 0.1
     max_backoff_s: float = 5.0
-    call_timeout_s: float = 5.0
+    call_timeout_s: float = 3.0
     probe_interval_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -59,3 +64,8 @@ class TransferConfig:
     def operation_timeout_s(self, num_bytes: int) -> float:
         """Longest time that moving `num_bytes` may take before the channel counts as broken."""
         return self.operation_floor_s + num_bytes / self.min_bytes_per_s
+
+    @property
+    def longest_operation_s(self) -> float:
+        """Time after which no operation of a channel that broke can still run."""
+        return self.operation_timeout_s(self.staging_bytes)

@@ -86,15 +86,17 @@ class Fetching:
         finally:
             self._lease = None
 
-    async def attempt(self, peer: Peer) -> FetchEnd:
+    async def attempt(self, peer: Peer, patience: float) -> FetchEnd:
         """Fetches what is missing over the peer's channel; afterwards nothing of this attempt can write any more.
+
+        The channel is waited for until `patience` (monotonic).
 
         Raises:
             BatonError: what is missing did not all come.
         """
         if peer is not self._peer:
             self._peer = self._uses.enter_context(peer.in_use())
-        channel = await peer.ready(self.deadline)
+        channel = await channel_to(peer, patience, self.deadline)
         target = self.target
         self._fetch_id = uuid.uuid4().hex
         where = (target.block_ids, self.next_token, target.num_tokens)
@@ -171,6 +173,20 @@ class Fetching:
                 return await asyncio.shield(landing.arrived)
         except TimeoutError:
             raise DeadlineExceeded("the KV did not arrive in time; allow more time or use another worker") from None
+
+
+async def channel_to(peer: Peer, patience: float, deadline: float) -> SinkChannel:
+    """The channel to a source; one that is not open by `patience` is not waited for until the deadline (monotonic).
+
+    Raises:
+        BatonError: it cannot be opened, or takes too long.
+    """
+    try:
+        return await peer.ready(min(deadline, patience))
+    except DeadlineExceeded:
+        if time.monotonic() >= deadline:
+            raise
+    raise PeerUnreachable(f"opening a channel to worker {peer.worker_id} takes too long; use another worker")
 
 
 async def renew_ticket(peer: Peer, ticket_id: str, deadline: float, timeout_s: float) -> None:

@@ -130,7 +130,7 @@ class Peer:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.client.close()
         if self._ending is not None:
-            await self._ending.channel.wait_ended(self._config.operation_floor_s)
+            await self._ending.channel.wait_ended(self._config.longest_operation_s)
 
     def stats(self) -> dict[str, int]:
         """The channel's counts and totals."""

@@ -97,5 +97,10 @@ async def _probe_when_quiet(channel: SinkChannel, client: KvTransferClient, conf
     while True:
         seen = channel.sequence
         await asyncio.sleep(config.probe_interval_s)
-        if channel.sequence == seen:
+        if channel.sequence != seen:
+            continue
+        try:
             await probe(channel, client, time.monotonic() + config.operation_floor_s)
+        except DeadlineExceeded:
+            if channel.sequence == seen:  # else KV is on its way, each message with a limit of its own
+                raise

@@ -2,9 +2,8 @@
 
 A fetch goes: wait for the channel, register where its chunks land, ask the source, take chunks as the prefill computes
 them, verify each, then renew the ticket's lease *after* the last copy (KV whose ticket expired meanwhile may have been
-overwritten at the source and is worth nothing), then give the ticket back. One corrupt message or broken channel is
-survived: what was verified stays, the rest is fetched again (`MAX_FAILURES`). The reserved blocks have a lease, too: a
-fetch that brings nothing for so long ends.
+overwritten at the source and is worth nothing), then give the ticket back. Corrupt messages and broken channels are
+survived, within bounds: what was verified stays. The reserved blocks have a lease, too, that every message renews.
 
 Everything here belongs to the event loop; bytes are received and written on the channels' threads.
 """
@@ -21,7 +20,7 @@ from services.common.rpc.channel import timeout_left
 from services.common.types import Handoff, WorkerInfo
 from services.kvtransfer.background import Background
 from services.kvtransfer.config import TransferConfig
-from services.kvtransfer.fetching import Fetched, Fetching, Target, renew_ticket
+from services.kvtransfer.fetching import Fetched, Fetching, Target, channel_to, renew_ticket
 from services.kvtransfer.kv_blocks import KvBlocks
 from services.kvtransfer.peer import Peer
 from services.kvtransfer.releases import Releases
@@ -112,7 +111,7 @@ class KvSink:
             BatonError: as `fetch` does.
         """
         with self._peer_of(handoff).in_use() as peer:
-            await peer.ready(deadline)
+            await channel_to(peer, time.monotonic() + self._config.channel_wait_s, deadline)
             return await peer.client.await_ticket(request_id, handoff.ticket_id, deadline)
 
     async def hold(self, handoff: Handoff, lease_s: float, waiting: "asyncio.Future[T]", deadline: float) -> T:
@@ -196,16 +195,17 @@ class KvSink:
         }
 
     async def _fetch(self, fetch: Fetching, handoff: Handoff) -> Fetched:
-        failures = 0
+        failures, patience = 0, time.monotonic() + self._config.channel_wait_s
         while True:
             peer, before = self._peer_of(handoff), fetch.next_token
             try:
-                end = await fetch.attempt(peer)
+                end = await fetch.attempt(peer, patience)
             except (KvCorrupt, ChannelBroken):
                 failures = 1 if fetch.next_token > before else failures + 1
-                if failures == MAX_FAILURES or self._is_closed:
-                    raise
+                patience = time.monotonic() + self._config.refetch_s if failures == 1 else patience
                 timeout_left(fetch.deadline)
+                if failures == MAX_FAILURES or self._is_closed or time.monotonic() >= patience:
+                    raise
                 self._counts["refetches_total"] += 1
                 continue
             return await fetch.revalidate(peer, end)

@@ -69,7 +69,7 @@ class KvSource:
             await asyncio.gather(self._reaper, return_exceptions=True)
         for ticket_id in self._tickets.live_ids():
             self.fail(ticket_id, error)
-        await self.channels.close(ChannelBroken(error.message), self._config.operation_floor_s)
+        await self.channels.close(ChannelBroken(error.message), self._config.longest_operation_s)
         self.arrivals.wake_all()
         self._hand_back()
         await asyncio.sleep(0)  # lets the last on_released run

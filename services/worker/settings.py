@@ -45,6 +45,7 @@ def transfer_config(settings: WorkerSettings) -> TransferConfig:
         checksum=settings.kv_checksum,
         lease_s=settings.kv_lease_s,
         probe_interval_s=settings.kv_probe_interval_s,
+        operation_floor_s=settings.kv_operation_floor_s,
         reservation_s=settings.kv_reservation_s,
     )
 

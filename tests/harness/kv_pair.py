@@ -22,6 +22,8 @@ CONFIG = TransferConfig(
     staging_bytes=8 * LAYOUT.token_elements * 4,
     operation_floor_s=10.0,
     connect_timeout_s=10.0,
+    channel_wait_s=10.0,
+    refetch_s=10.0,
     min_backoff_s=0.02,
     max_backoff_s=0.2,
 )

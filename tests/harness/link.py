@@ -33,6 +33,7 @@ BROKEN: dict[str, Hurt] = {
     "cut": cut,
     "black hole": TcpProxy.black_hole,
     "black hole of one direction": lambda proxy: proxy.down.is_open.clear(),
+    "black hole of the other direction": lambda proxy: proxy.up.is_open.clear(),
     "half open": TcpProxy.half_open,
 }
 SLOW: dict[str, Hurt] = {

@@ -87,6 +87,23 @@ async def test_a_channel_that_carries_nothing_is_rebuilt_before_a_request_meets_
         assert decode.tier.load().counters["sink_channels_opened_total"] > opened
 
 
+async def test_a_probe_that_is_late_behind_kv_is_no_failure() -> None:
+    """Where KV came meanwhile the link is good, and the channel stays."""
+    prefill, decode = pair(kv_probe_interval_s=0.05)
+    async with running(prefill, decode):
+        sink = decode.tier._sink
+        sink._config = dataclasses.replace(sink._config, operation_floor_s=2.0)
+        await sink.connect(prefill.info)
+        channel = peer_of(decode).channel
+        (source_channel,) = prefill.tier._worker.source.channels.all()
+        lost = list[object]()
+        source_channel.probe = lost.append
+        await until(lambda: bool(lost))
+        await both_legs(prefill, decode, work([1, 2, 3]), "t-1")
+        await until(lambda: len(lost) > 1)  # the first one's time is over
+        assert peer_of(decode).channel is channel
+
+
 async def test_a_probe_ends_by_its_deadline() -> None:
     """With a typed error; the channel is left as it is."""
     prefill, decode = pair()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.common.errors import ChannelBroken, KvCorrupt, PeerIncompatible
+from services.common.errors import ChannelBroken, KvCorrupt, PeerIncompatible, PeerUnreachable
 from services.kvtransfer.config import TransferConfig
 from services.kvtransfer.transport.gloo import open_gloo
 from services.kvtransfer.transport.memory import MemoryExchange
@@ -129,6 +129,19 @@ async def test_silent_link_breaks_within_its_time_limit() -> None:
         async with asyncio.timeout(30):
             await pair.fetch("t", timeout_s=100)
         assert pair.kv.holds(SINK_BLOCKS, 0, NUM_TOKENS)
+
+
+async def test_link_that_stays_silent_is_given_up_long_before_the_deadline() -> None:
+    """A fetch whose channel broke waits for the next one only a moment; then another worker may serve."""
+    plan = FaultPlan()
+    async with faulty_pair("gloo", plan, replace(QUICK, refetch_s=0.2)) as pair:
+        await pair.sink.connect(pair.left.info)
+        plan.faults = {1: Fault.DROP, 0: Fault.DROP}  # a message of KV, then the probe of the next channel
+        pair.left.prefill("t")
+        async with asyncio.timeout(20):
+            with pytest.raises(PeerUnreachable, match="takes too long"):
+                await pair.fetch("t", timeout_s=60)
+        assert pair.kv.writes == []
 
 
 @pytest.mark.parametrize(

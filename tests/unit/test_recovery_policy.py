@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from services.common.errors import (
     BatonError,
+    ChannelBroken,
     Internal,
     KvCorrupt,
     NoWorker,
@@ -77,6 +78,13 @@ def test_only_the_same_workers_are_waited_for():
     recovery.move(PeerUnreachable("gone"), WORKERS, 0.0)
     assert _pause(recovery, Route(prefill=P0, decode=D1)) == 0.0
     assert _pause(recovery, FIRST) > 0.0
+    assert recovery.avoided == {"p0", "d0"}
+
+
+def test_workers_whose_channel_broke_are_avoided():
+    """They have tried again among themselves before they say so."""
+    recovery = _recovery()
+    recovery.move(ChannelBroken("nothing came"), WORKERS, 0.0)
     assert recovery.avoided == {"p0", "d0"}
 
 
