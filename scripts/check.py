@@ -12,7 +12,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOOLS = pathlib.Path(sysconfig.get_path("scripts"))
-TIMEOUT_S = 240
+TIMEOUT_S = 480
 STREAMS = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 PARALLEL = 2  # the longest check, types, takes longer than all the others together
 
