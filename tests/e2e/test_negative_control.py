@@ -7,7 +7,7 @@ import pytest
 from services.common.errors import KvCorrupt
 from services.common.sampling import SamplingParams
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
-from tests.harness.processes import processes
+from tests.harness.processes import PATIENT_WORKER, processes
 
 COUNTS = {"prefill": 1, "decode": 1}
 ZEROING = {"prefill": "tests.harness.zeroing_prefill"}
@@ -18,7 +18,7 @@ SAMPLING = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 async def test_zeroed_kv_changes_the_tokens_without_checksum(tmp_path: Path):
     """With checksums off, zeros on the channel become other tokens: decode did not prefill by itself."""
     checkpoint = tiny_checkpoint("llama")
-    flags = {"prefill": {"no-kv-checksum": ""}, "decode": {"no-kv-checksum": ""}}
+    flags = {tier: {"no-kv-checksum": "", **PATIENT_WORKER} for tier in ("prefill", "decode")}
     async with processes(checkpoint, tmp_path, COUNTS, flags, ZEROING) as cluster:
         answer = await cluster.ask(PROMPT, SAMPLING)
         loads = await cluster.workers_at_rest()

@@ -22,7 +22,7 @@ from services.common.rpc.security import (
 from services.common.sampling import SamplingParams
 from tests.harness.certificates import OTHER_TOKEN, TOKEN, Authority, token_file
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
-from tests.harness.processes import PATIENT, Processes, processes
+from tests.harness.processes import PATIENT, PATIENT_WORKER, Processes, processes
 
 ROLES = ("kvtransfer", "prefill", "decode", "frontend")
 
@@ -91,6 +91,8 @@ async def test_a_deployment_with_mutual_tls_and_tokens(tmp_path: Path) -> None:
         files = authority.issue(role)
         named = {"tls-cert": files.cert, "tls-key": files.key, "tls-ca": files.ca, "tls-require-client-cert": ""}
         flags[role] = {**named, "cluster-token-file": cluster_tokens}
+    for role in ("prefill", "decode"):
+        flags[role] |= PATIENT_WORKER
     flags["frontend"] |= {**PATIENT, "auth-token-file": public_tokens}
     mine = authority.issue("client")
     as_client, as_peer = replace(mine, tokens=public_tokens), replace(mine, tokens=cluster_tokens)

@@ -8,7 +8,7 @@ import pytest
 
 from services.common.sampling import SamplingParams
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
-from tests.harness.processes import PATIENT, Answer, Processes, processes
+from tests.harness.processes import PATIENT, PATIENT_WORKER, Answer, Processes, processes
 
 AT_ONCE = 16
 REQUESTS = 200
@@ -54,8 +54,8 @@ async def test_split_equals_colocated_and_transformers(tmp_path: Path):
     checkpoint = tiny_checkpoint("llama")
     requests = mixed_requests(REQUESTS)
     split_flags = {
-        "prefill": {"block-size": "16", "max-num-batched-tokens": "96"},
-        "decode": {"block-size": "8"},
+        "prefill": {"block-size": "16", "max-num-batched-tokens": "96", **PATIENT_WORKER},
+        "decode": {"block-size": "8", **PATIENT_WORKER},
         "frontend": PATIENT,
     }
     async with processes(checkpoint, tmp_path / "split", {"prefill": 1, "decode": 1}, split_flags) as cluster:

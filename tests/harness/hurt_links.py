@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Callable
 
 from services.common.types import Tier
+from services.kvtransfer.config import TransferConfig
 from services.kvtransfer.transport.gloo import open_gloo
 from tests.harness.fake_engine import FakeEngine
 from tests.harness.link import Link
@@ -36,6 +37,7 @@ class HurtPair:
 async def hurt_pair(make_engine: Callable[[], FakeEngine], **settings: object) -> AsyncIterator[HurtPair]:
     """Starts both; their links are good until they are hurt."""
     links = [Link(), Link(), Link()]
+    settings = {"kv_operation_floor_s": TransferConfig().operation_floor_s, **settings}
     prefill = TierServer(Tier.PREFILL, make_engine(), kv_host=SOURCE_HOST, **settings)
     decode = TierServer(Tier.DECODE, make_engine(), kv_host=SINK_HOST, **settings)
     prefill.transports = {"gloo": through(open_gloo, _on_this_loop(links[2]))}

@@ -23,8 +23,9 @@ from services.frontend.client import GenerationClient
 from services.frontend.request import Completion, GenerationRequest, TokenPrompt
 
 START_S = 90.0
-# Flags of a frontend that takes no worker for lost because the machine is loaded.
+# Flags of a frontend, and of workers, that take nobody for lost because the machine is loaded.
 PATIENT = {"heartbeat-s": "5"}
+PATIENT_WORKER = {"kv-operation-floor-s": "20"}
 Flags = Mapping[str, Mapping[str, str]]
 
 

@@ -29,6 +29,8 @@ from tests.harness.fake_engine import FakeEngine
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)
 WAIT_S = 40.0
+# Time for a message of KV: a loaded machine is no dead link, except where a test says so.
+SLOW_MACHINE_S = 20.0
 
 
 class TierServer:
@@ -44,6 +46,7 @@ class TierServer:
             "max_num_seqs": limits.max_num_seqs,
             "max_num_batched_tokens": limits.max_num_batched_tokens,
             "kv_lease_s": 5.0,
+            "kv_operation_floor_s": SLOW_MACHINE_S,
             **settings,
         }
         # Set before `start`: where it listens, and what it tells others of that.

@@ -20,8 +20,6 @@ LIMITS = FakeLimits(max_num_seqs=4, max_num_batched_tokens=8)
 # P1 allows a second more; the rest is for a loaded machine.
 DEADLINE_S = 2.0
 GRACE_S = 10.0
-# The held message must outlast the deadline, or its request goes another way.
-PATIENT = {"kv_operation_floor_s": 60.0}
 # Message 0 of a channel is its probe.
 MESSAGES = {"before the channel is open": 0, "first message": 1, "mid-transfer": 2}
 
@@ -53,7 +51,7 @@ async def test_withdrawn_around_the_transfer(phase: str, way: str):
     """With a message on the wire: the right status at once, no block held, no decode step, the next request right."""
     plan = FaultPlan({MESSAGES[phase]: Fault.HOLD})
     held = {Tier.PREFILL: {"transports": {"gloo": faulty(open_gloo, plan)}}}
-    async with split_cluster(LIMITS, own=held, **PATIENT) as cluster:
+    async with split_cluster(LIMITS, own=held) as cluster:
         if phase == "mid-transfer":
             chunk_by_chunk(cluster)
         call = cluster.start(PROMPT, **({"timeout_s": DEADLINE_S} if way == "deadline" else {}))
