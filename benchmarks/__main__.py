@@ -1,26 +1,38 @@
-"""`python -m benchmarks [serve|decode|prefill|transfer] [options]`; without a word it is serve."""
+"""`python -m benchmarks WORD [options]`, or `baton bench WORD [options]`; without a word it is serve."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
-# Imported on demand: serve with --address needs no torch.
+# Imported on demand: what asks a frontend or a worker at an address needs no torch.
 COMMANDS = {
     "serve": "a cluster through its public API: split against colocated, or one that runs",
-    "decode": "the engine alone: time per output token by batch and context",
-    "prefill": "the engine alone: prompt tokens per second by length and batch",
-    "transfer": "the handoff alone: KV between two processes against a raw socket",
+    "decode": "decode steps of an engine or of one worker: time per output token by batch and context",
+    "prefill": "prompts on an engine or on one worker: tokens per second by length and batch",
+    "transfer": "the handoff, between two processes or from one prefill worker",
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one benchmark and returns the exit code."""
+    if argv and argv[0] in ("-h", "--help"):
+        sys.stdout.write(f"{__doc__}\n\n{_words()}\n\n`--help` after a word lists its options.\n")
+        return 0
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("serve", argv)
     if name not in COMMANDS:
-        known = "\n".join(f"  {known:9} {what}" for known, what in COMMANDS.items())
-        sys.stderr.write(f"benchmarks: there is no {name!r}; there are\n{known}\n")
+        sys.stderr.write(f"benchmarks: there is no {name!r}; there are\n{_words()}\n")
         return 2
-    return importlib.import_module(f"benchmarks.{name}").main(rest)
+    try:
+        return importlib.import_module(f"benchmarks.{name}").main(rest)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "transformers", "numpy"):
+            raise
+        sys.stderr.write(f"benchmarks: {name} needs {error.name} here; pip install 'baton[engine]'\n")
+        return 2
+
+
+def _words() -> str:
+    return "\n".join(f"  {known:9} {what}" for known, what in COMMANDS.items())
 
 
 if __name__ == "__main__":

@@ -1,93 +1,31 @@
-"""Measures decode steps of the engine alone: time per output token by batch and context, against memory bandwidth.
-
-A step reads every weight once and the KV of every request; the share is how fast it did, against how fast the same
-number of bytes is read by a plain sum in the same run.
-"""
+"""Measures decode steps: time per output token and tokens per second, by batch and context."""
 
 import argparse
-import statistics
-import sys
-import time
 from collections.abc import Sequence
 
-from benchmarks.engine_case import Case, EngineCase, engine_parser, one_sample
 from benchmarks.flags import count, counts
-from benchmarks.limits import read_bandwidth
-from benchmarks.progress import tracked
-from benchmarks.report import show_rows, write_report
-from benchmarks.stats import medians
-from services.common.config import ConfigError
-from services.engine.batch import BatchItem
-
-WARM_STEPS = 2
-_FIRST_TOKEN = 16
+from benchmarks.part import Found, run_part
+from benchmarks.part_options import part_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures, prints and writes; 2 where the engine cannot be loaded or the cases do not fit."""
-    options = _parser().parse_args(argv)
-    try:
-        case, rows = measure(options)
-    except ConfigError as error:
-        sys.stderr.write(f"benchmarks: {error}\n")
-        return 2
-    show_rows(rows, write_report("decode", argv, options.out, {"engine": case.describe(), "rows": rows}))
-    return 0
+    """Measures, prints and writes; 2 where it cannot be measured or the cases do not fit."""
+    return run_part("decode", argv, _parser().parse_args(argv), _measure)
 
 
-def measure(options: argparse.Namespace) -> tuple[EngineCase, list[dict[str, float]]]:
-    """A row for each batch and context, with medians over the rounds.
+def _measure(options: argparse.Namespace) -> Found:
+    # Imported on demand: a worker is measured without torch.
+    if options.address:
+        from benchmarks import decode_worker
 
-    Raises:
-        ConfigError: the engine cannot be loaded, or a case does not fit its memory or the model.
-    """
-    steps = WARM_STEPS + options.steps
-    cases = [Case(batch, context) for context in options.contexts for batch in options.batches]
-    engine = EngineCase(options, max(options.batches), max(options.contexts) + steps, max(options.batches))
-    for case in cases:
-        engine.block_tables(case.batch, case.tokens + steps)
-    rounds = [[_row(engine, case, options.steps) for case in tracked("decode", cases)] for _ in range(options.rounds)]
-    return engine, [medians(rows) for rows in zip(*rounds, strict=True)]
+        return decode_worker.measure(options)
+    from benchmarks import decode_engine
 
-
-def _row(engine: EngineCase, case: Case, steps: int) -> dict[str, float]:
-    tpot = _step_s(engine, case, steps)
-    token_bytes = engine.engine.layout.token_elements * engine.dtype.itemsize
-    weight_bytes = (engine.weights.matrices + engine.weights.head) * engine.dtype.itemsize
-    mean_context = case.tokens + WARM_STEPS + steps / 2
-    step_bytes = round(weight_bytes + case.batch * mean_context * token_bytes)
-    limit = read_bandwidth(step_bytes, engine.device)
-    return {
-        "batch": case.batch,
-        "context": case.tokens,
-        "median_tpot_ms": tpot * 1e3,
-        "output_throughput": case.batch / tpot,
-        "step_mb": step_bytes / 1e6,
-        "read_gb_per_s": step_bytes / tpot / 1e9,
-        "limit_gb_per_s": limit / 1e9,
-        "bandwidth_share": step_bytes / tpot / limit,
-    }
-
-
-def _step_s(engine: EngineCase, case: Case, steps: int) -> float:
-    """Median time of a step that follows the one before, as in serving: each feeds what the last one sampled."""
-    tables = engine.block_tables(case.batch, case.tokens + WARM_STEPS + steps)
-    fed = [_FIRST_TOKEN] * case.batch
-    times: list[float] = []
-    for index in range(WARM_STEPS + steps):
-        items = [
-            BatchItem(token_ids=(token,), start=case.tokens + index, block_ids=table, samples=one_sample(index))
-            for token, table in zip(fed, tables, strict=True)
-        ]
-        began = time.perf_counter()
-        results = engine.feed(items)
-        times.append(time.perf_counter() - began)
-        fed = [result.tokens[0].id for result in results]
-    return statistics.median(times[WARM_STEPS:])
+    return decode_engine.measure(options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = engine_parser("decode", "Times decode steps of the engine alone, without a service.")
+    parser = part_parser("decode", "Times decode steps of an engine alone, or of one decode or colocated worker.")
     parser.add_argument("--batches", type=counts, default="1,4,16,64", help="requests in a step (%(default)s)")
     parser.add_argument(
         "--contexts", type=counts, default="128,512,1024", help="tokens of each request in KV (%(default)s)"

@@ -1,14 +1,11 @@
-"""An engine without a service around it, and what its benchmarks share: options, block tables, counts of the model."""
+"""An engine without a service around it, and what its benchmarks share: block tables, counts of the model."""
 
 import argparse
 import math
-import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-from benchmarks.flags import count, whole
 from benchmarks.weights import WeightCounts, count_weights
 from services.common.checkpoint import resolve_checkpoint
 from services.common.config import ConfigError
@@ -19,14 +16,6 @@ from services.engine.engine import Engine, load_engine
 from services.engine.support import read_config
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One point of a sweep: how many requests, and their tokens (prompt or context)."""
-
-    batch: int
-    tokens: int
 
 
 class EngineCase:
@@ -96,24 +85,3 @@ class EngineCase:
 def one_sample(index: int) -> tuple[SampleSpec, ...]:
     """Asks for the most likely next token."""
     return (SampleSpec(sampling=GREEDY, choice=0, index=index),)
-
-
-def engine_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Options that every benchmark of the engine has."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m benchmarks {name}",
-        description=description,
-    )
-    add = parser.add_argument
-    add("--model", default="demo", help="checkpoint: demo, a directory or a hub id (%(default)s)")
-    add("--dtype", default="auto", help="element type of weights and KV (%(default)s)")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 and so on (%(default)s)")
-    add("--threads", type=whole, default=0, help="threads of torch; 0 leaves torch's own choice (%(default)s)")
-    add(
-        "--rounds",
-        type=count,
-        default=3,
-        help="times that every case and every limit is measured; medians are shown (%(default)s)",
-    )
-    add("--out", type=pathlib.Path, help="file for the results, as JSON; by default a new one in .baton/bench")
-    return parser

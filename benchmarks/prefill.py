@@ -1,118 +1,37 @@
-"""Measures prompts on the engine alone: tokens per second by length and batch, against a matrix product.
-
-A prompt takes two operations for each weight of a matrix and each token, the head once, and causal attention; the share
-is how fast these were done, against one large matrix product in the same run.
-"""
+"""Measures prompts: tokens per second, by length and batch."""
 
 import argparse
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from benchmarks.engine_case import Case, EngineCase, engine_parser, one_sample
 from benchmarks.flags import count, counts
-from benchmarks.limits import gemm_flops
-from benchmarks.progress import tracked
-from benchmarks.report import show_rows, write_report
-from benchmarks.stats import medians
-from services.common.config import ConfigError
-from services.engine.batch import BatchItem
-
-_FIRST_TOKEN = 16
+from benchmarks.part import Found, run_part
+from benchmarks.part_options import part_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures, prints and writes; 2 where the engine cannot be loaded or the cases do not fit."""
-    options = _parser().parse_args(argv)
-    try:
-        case, rows = measure(options)
-    except ConfigError as error:
-        sys.stderr.write(f"benchmarks: {error}\n")
-        return 2
-    show_rows(rows, write_report("prefill", argv, options.out, {"engine": case.describe(), "rows": rows}))
-    return 0
+    """Measures, prints and writes; 2 where it cannot be measured or the cases do not fit."""
+    return run_part("prefill", argv, _parser().parse_args(argv), _measure)
 
 
-def measure(options: argparse.Namespace) -> tuple[EngineCase, list[dict[str, float]]]:
-    """A row for each length and batch, with medians over the rounds.
+def _measure(options: argparse.Namespace) -> Found:
+    # Imported on demand: a worker is measured without torch.
+    if options.address:
+        from benchmarks import prefill_worker
 
-    Raises:
-        ConfigError: the engine cannot be loaded, or a case does not fit its memory or the model.
-    """
-    cases = [Case(batch, length) for length in options.lengths for batch in options.batches]
-    engine = EngineCase(options, max(options.batches), max(options.lengths), options.step_tokens)
-    for case in cases:
-        engine.block_tables(case.batch, case.tokens)
-        _prompt_s(engine, case, options.step_tokens)  # the first of a shape is slower and does not count
-    rounds: list[list[dict[str, float]]] = []
-    for _ in range(options.rounds):
-        limit = gemm_flops(engine.dtype, engine.device)
-        rounds.append([_row(engine, case, options.step_tokens, limit) for case in tracked("prefill", cases)])
-    return engine, [medians(rows) for rows in zip(*rounds, strict=True)]
+        return prefill_worker.measure(options)
+    from benchmarks import prefill_engine
 
-
-def prompt_flops(engine: EngineCase, case: Case) -> float:
-    """Operations that the prompts of a case need at least; causal attention counts half of the square."""
-    layout = engine.engine.layout
-    tokens = case.batch * case.tokens
-    attention = 2.0 * layout.num_layers * engine.num_heads * layout.head_dim * case.tokens**2 * case.batch
-    return 2.0 * engine.weights.matrices * tokens + 2.0 * engine.weights.head * case.batch + attention
-
-
-def chunks(case: Case, step_tokens: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Steps of at most `step_tokens` tokens, prompts one after the other, as (request, start, end) pieces."""
-    step: list[tuple[int, int, int]] = []
-    left = step_tokens
-    for request in range(case.batch):
-        start = 0
-        while start < case.tokens:
-            end = min(case.tokens, start + left)
-            step.append((request, start, end))
-            left -= end - start
-            start = end
-            if left == 0:
-                yield step
-                step, left = [], step_tokens
-    if step:
-        yield step
-
-
-def _row(engine: EngineCase, case: Case, step_tokens: int, limit: float) -> dict[str, float]:
-    seconds = _prompt_s(engine, case, step_tokens)
-    flops = prompt_flops(engine, case) / seconds
-    return {
-        "batch": case.batch,
-        "prompt_tokens": case.tokens,
-        "prefill_ms": seconds * 1e3,
-        "prompt_throughput": case.batch * case.tokens / seconds,
-        "gflop_per_s": flops / 1e9,
-        "gemm_gflop_per_s": limit / 1e9,
-        "gemm_share": flops / limit,
-    }
-
-
-def _prompt_s(engine: EngineCase, case: Case, step_tokens: int) -> float:
-    """Time from the first step to the first token of the last prompt."""
-    tables = engine.block_tables(case.batch, case.tokens)
-    vocab_size = engine.engine.limits.vocab_size
-    prompt = [_FIRST_TOKEN + position % (vocab_size - _FIRST_TOKEN) for position in range(case.tokens)]
-    steps = [[_item(prompt, tables[r], start, end) for r, start, end in step] for step in chunks(case, step_tokens)]
-    began = time.perf_counter()
-    for items in steps:
-        engine.feed(items)
-    return time.perf_counter() - began
-
-
-def _item(prompt: Sequence[int], table: Sequence[int], start: int, end: int) -> BatchItem:
-    samples = one_sample(0) if end == len(prompt) else ()
-    return BatchItem(token_ids=prompt[start:end], start=start, block_ids=table, samples=samples)
+    return prefill_engine.measure(options)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = engine_parser("prefill", "Times prompts on the engine alone, without a service.")
+    parser = part_parser("prefill", "Times prompts on an engine alone, or on one worker of any tier.")
     parser.add_argument("--lengths", type=counts, default="128,512,2048", help="tokens of each prompt (%(default)s)")
     parser.add_argument("--batches", type=counts, default="1,4", help="prompts at once (%(default)s)")
     parser.add_argument(
-        "--step-tokens", type=count, default=2048, help="most tokens in a step; longer prompts are cut (%(default)s)"
+        "--step-tokens",
+        type=count,
+        default=2048,
+        help="most tokens in a step, longer prompts are cut (%(default)s); not with --address",
     )
     return parser

@@ -53,15 +53,16 @@ class TransferCase:
         return [f"{tokens}-{index}" for index in range(self.repeats + 1)]
 
 
-def make_kv(tokens: int) -> tuple[PagedKv, tuple[int, ...]]:
+def make_kv(tokens: int, layout: KvLayout = LAYOUT) -> tuple[PagedKv, tuple[int, ...]]:
     """KV for so many tokens, filled with noise, and the block table that covers it."""
-    blocks = -(-tokens // LAYOUT.block_size)
-    heads = (LAYOUT.num_layers, 2, LAYOUT.num_kv_heads)
-    tensor = torch.empty(*heads, blocks, LAYOUT.block_size, LAYOUT.head_dim, dtype=torch.bfloat16).normal_()
+    blocks = -(-tokens // layout.block_size)
+    heads = (layout.num_layers, 2, layout.num_kv_heads)
+    dtype: torch.dtype = getattr(torch, layout.dtype)
+    tensor = torch.empty(*heads, blocks, layout.block_size, layout.head_dim, dtype=dtype).normal_()
     return PagedKv(tensor), tuple(range(blocks))
 
 
-def worker(worker_id: str, tier: Tier, address: str) -> WorkerInfo:
+def worker(worker_id: str, tier: Tier, address: str, layout: KvLayout = LAYOUT) -> WorkerInfo:
     """A side of the pair as the other knows it."""
     return WorkerInfo(
         worker_id=worker_id,
@@ -69,7 +70,7 @@ def worker(worker_id: str, tier: Tier, address: str) -> WorkerInfo:
         tier=tier,
         address=address,
         model="benchmark",
-        layout=LAYOUT,
+        layout=layout,
         max_model_len=2**20,
         version="0",
         total_blocks=2**16,
@@ -80,8 +81,7 @@ def worker(worker_id: str, tier: Tier, address: str) -> WorkerInfo:
 class LaidOutKv:
     """A `KvBlocks`: paged KV with the layout beside it."""
 
-    layout = LAYOUT
-
-    def __init__(self, kv: PagedKv) -> None:
+    def __init__(self, kv: PagedKv, layout: KvLayout = LAYOUT) -> None:
+        self.layout = layout
         self.read = kv.read
         self.write = kv.write

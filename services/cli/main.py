@@ -33,6 +33,12 @@ def run_up(context: typer.Context) -> None:
     sys.exit(up.main(context.args))
 
 
+@app.command(name="bench", **_PASS_ON)
+def run_bench(context: typer.Context) -> None:
+    """Measure a cluster, one tier or the handoff; see `baton bench --help`."""
+    _become("benchmarks", context.args)
+
+
 app.callback()(secure.secure)
 app.command(name="generate")(generate.generate)
 app.command(name="status")(status.status)

@@ -1,11 +1,15 @@
 """`python -m benchmarks` as a user runs it, with very few requests: it measures something and says on what."""
 
+import asyncio
 import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from services.common.checkpoint import resolve_checkpoint
+from tests.harness.processes import processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PERCENTILES = {
@@ -89,3 +93,29 @@ def test_a_part_is_measured_alone(arguments: tuple[str, ...], figures: set[str],
     report = json.loads(out.read_text())
     assert len(report["rows"]) == 2
     assert all(row[name] > 0 for row in report["rows"] for name in figures)
+
+
+async def test_each_tier_is_measured_on_a_worker_that_runs(tmp_path: pathlib.Path) -> None:
+    """Over gRPC, and from the prefill worker also KV: a row for each case, and every figure was measured."""
+    cases = [
+        ("prefill", "prefill-0", ("--lengths", "40", "--batches", "1,3", "--rounds", "1"), "prompt_throughput"),
+        ("prefill", "decode-0", ("--lengths", "40", "--batches", "1,3", "--rounds", "1"), "prompt_throughput"),
+        (
+            "decode",
+            "decode-0",
+            ("--contexts", "40", "--batches", "1,3", "--steps", "4", "--rounds", "1"),
+            "median_tpot_ms",
+        ),
+        ("transfer", "prefill-0", ("--lengths", "20,200", "--repeats", "2"), "gb_per_s"),
+    ]
+    out = tmp_path / "found.json"
+    async with processes(resolve_checkpoint("demo"), tmp_path, {"prefill": 1, "decode": 1}) as cluster:
+        for word, worker, sizes, figure in cases:
+            done = await asyncio.to_thread(bench, word, "--address", cluster.address(worker), *sizes, "--out", str(out))
+            assert done.returncode == 0, done.stderr
+            report = json.loads(out.read_text())
+            assert report["worker"]["tier"] == worker.removesuffix("-0")
+            assert len(report["rows"]) == 2
+            assert all(row[figure] > 0 for row in report["rows"])
+        wrong = await asyncio.to_thread(bench, "transfer", "--address", cluster.address("decode-0"))
+        assert (wrong.returncode, "no prefill worker" in wrong.stderr) == (2, True)

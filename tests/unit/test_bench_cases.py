@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.engine_case import Case
+from benchmarks.case import Case
 from benchmarks.flags import byte_counts, count, counts, positive
-from benchmarks.prefill import chunks
+from benchmarks.prefill_engine import chunks
 from benchmarks.raw_socket import RawClient, RawServer
 from benchmarks.transfer_pair import TOKEN_BYTES, TransferCase
 from benchmarks.weights import WeightCounts, count_shapes, count_weights

@@ -29,6 +29,7 @@ def test_help_names_every_command() -> None:
         "role",
         "health",
         "version",
+        "bench",
         "frontend",
         "prefill",
         "decode",
@@ -51,6 +52,13 @@ def test_a_process_gets_its_own_flags() -> None:
     done = baton("kvtransfer", "--port", "1234", "--print-config")
     assert done.returncode == 0
     assert any(line.split() == ["port", "1234", "flag", "--port"] for line in done.stdout.splitlines())
+
+
+def test_every_benchmark_is_a_word() -> None:
+    """`baton bench` is `python -m benchmarks`: it lists its words, and each has options of its own."""
+    listed = baton("bench", "--help").stdout
+    assert all(f"  {word} " in listed for word in ("serve", "prefill", "decode", "transfer"))
+    assert "--step-tokens" in baton("bench", "prefill", "--help").stdout
 
 
 def test_a_processs_wrong_flag_is_its_own_error() -> None:

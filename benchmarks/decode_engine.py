@@ -1,0 +1,71 @@
+"""Measures decode steps of the engine alone: time per output token by batch and context, against memory bandwidth.
+
+A step reads every weight once and the KV of every request; the share is how fast it did, against how fast the same
+number of bytes is read by a plain sum in the same run.
+"""
+
+import argparse
+import statistics
+import time
+
+from benchmarks.case import Case, sweep
+from benchmarks.engine_case import EngineCase, one_sample
+from benchmarks.limits import read_bandwidth
+from benchmarks.part import Found
+from benchmarks.progress import tracked
+from benchmarks.stats import medians
+from services.engine.batch import BatchItem
+
+WARM_STEPS = 2
+_FIRST_TOKEN = 16
+
+
+def measure(options: argparse.Namespace) -> Found:
+    """A row for each batch and context, with medians over the rounds.
+
+    Raises:
+        ConfigError: the engine cannot be loaded, or a case does not fit its memory or the model.
+    """
+    steps = WARM_STEPS + options.steps
+    cases = sweep(options.batches, options.contexts)
+    engine = EngineCase(options, max(options.batches), max(options.contexts) + steps, max(options.batches))
+    for case in cases:
+        engine.block_tables(case.batch, case.tokens + steps)
+    rounds = [[_row(engine, case, options.steps) for case in tracked("decode", cases)] for _ in range(options.rounds)]
+    return {"engine": engine.describe()}, [medians(rows) for rows in zip(*rounds, strict=True)]
+
+
+def _row(engine: EngineCase, case: Case, steps: int) -> dict[str, float]:
+    tpot = _step_s(engine, case, steps)
+    token_bytes = engine.engine.layout.token_elements * engine.dtype.itemsize
+    weight_bytes = (engine.weights.matrices + engine.weights.head) * engine.dtype.itemsize
+    mean_context = case.tokens + WARM_STEPS + steps / 2
+    step_bytes = round(weight_bytes + case.batch * mean_context * token_bytes)
+    limit = read_bandwidth(step_bytes, engine.device)
+    return {
+        "batch": case.batch,
+        "context": case.tokens,
+        "median_tpot_ms": tpot * 1e3,
+        "output_throughput": case.batch / tpot,
+        "step_mb": step_bytes / 1e6,
+        "read_gb_per_s": step_bytes / tpot / 1e9,
+        "limit_gb_per_s": limit / 1e9,
+        "bandwidth_share": step_bytes / tpot / limit,
+    }
+
+
+def _step_s(engine: EngineCase, case: Case, steps: int) -> float:
+    """Median time of a step that follows the one before, as in serving: each feeds what the last one sampled."""
+    tables = engine.block_tables(case.batch, case.tokens + WARM_STEPS + steps)
+    fed = [_FIRST_TOKEN] * case.batch
+    times: list[float] = []
+    for index in range(WARM_STEPS + steps):
+        items = [
+            BatchItem(token_ids=(token,), start=case.tokens + index, block_ids=table, samples=one_sample(index))
+            for token, table in zip(fed, tables, strict=True)
+        ]
+        began = time.perf_counter()
+        results = engine.feed(items)
+        times.append(time.perf_counter() - began)
+        fed = [result.tokens[0].id for result in results]
+    return statistics.median(times[WARM_STEPS:])

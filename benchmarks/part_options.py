@@ -1,0 +1,33 @@
+"""Options that the benchmarks of one tier share: of an engine in this process or of a running worker. Without torch."""
+
+import argparse
+import pathlib
+
+from benchmarks.flags import count, positive, whole
+
+
+def part_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Options that the benchmarks of prefill and decode have."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=description)
+    add = parser.add_argument
+    add("--address", default="", metavar="HOST:PORT", help="measure this worker over gRPC and load nothing")
+    add("--model", default="demo", help="checkpoint: demo, a directory or a hub id (%(default)s)")
+    add("--dtype", default="auto", help="element type of weights and KV (%(default)s); not with --address")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 and so on (%(default)s); not with --address")
+    add("--threads", type=whole, default=0, help="threads of torch; 0 leaves torch's own choice; not with --address")
+    add(
+        "--rounds",
+        type=count,
+        default=3,
+        help="times that every case and every limit is measured; medians are shown (%(default)s)",
+    )
+    add("--timeout-s", type=positive, default=600.0, help="deadline of a request to a worker (%(default)s)")
+    add_out(parser)
+    return parser
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """Where the report goes."""
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="file for the results, as JSON; by default a new one in .baton/bench"
+    )
