@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services.cli.cores import divide, spell
+from services.cli.cores import spell
 from services.common import ports
+from services.common.affinity import divide
 from services.common.ports import join_address
 
 MODULES = {

@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from services.cli import leash
 from services.cli.cluster_plan import ProcessPlan
 from services.cli.health import watch_health
 from services.cli.restarts import RestartPolicy, Restarts
+from services.common import leash
 
 _USAGE_ERROR = 2  # wrong settings: starting again cannot help
 _LOG_TAIL_LINES = 12

@@ -1,6 +1,7 @@
-"""Pins a process to cores: two OpenMP pools on the same cores slow each other down 10 to 30 times."""
+"""Divides cores and pins processes to them: two OpenMP pools on the same cores slow each other down 10 to 30 times."""
 
 import os
+from collections.abc import Sequence
 
 from services.common.config import ConfigError
 
@@ -42,3 +43,23 @@ def pin_cpus(text: str) -> frozenset[int]:
         raise ConfigError(f"cpus {text!r}: core {min(unusable)} may not be used; this process may use {allowed}")
     os.sched_setaffinity(0, cores)
     return cores
+
+
+def divide(cores: Sequence[int], workers: int) -> list[tuple[int, ...]]:
+    """Gives each worker neighbouring cores, disjoint while there are enough, else one core that it shares.
+
+    The first workers get one core more where the division leaves a rest.
+
+    Args:
+        cores: at least one.
+        workers: how many shares to make.
+    """
+    if workers > len(cores):
+        return [(cores[index % len(cores)],) for index in range(workers)]
+    shares: list[tuple[int, ...]] = []
+    start = 0
+    for index in range(workers):
+        count = len(cores) // workers + (index < len(cores) % workers)
+        shares.append(tuple(cores[start : start + count]))
+        start += count
+    return shares

@@ -1,7 +1,8 @@
 """The KV memory of one engine, and the only way KV gets in or out of it besides attention.
 
 `read` and `write` move token ranges for handoffs and may run on any thread, on blocks that no step writes meanwhile. On
-CPU they go through numpy: a torch operation on a second thread would start a second OpenMP pool. Knows nothing of who
+CPU they go through numpy: a torch operation on a second thread would start a second OpenMP pool. Where ranks share the
+model, each has a tensor of its own for its heads, and whoever reads or writes here sees all heads. Knows nothing of who
 holds which block.
 """
 
@@ -15,15 +16,21 @@ from services.engine.float_bits import Array, convert_floats
 
 
 class PagedKv:
-    """One tensor [num_layers, 2, num_kv_heads, num_blocks, block_size, head_dim] (keys are plane 0)."""
+    """Tensors [num_layers, 2, heads, num_blocks, block_size, head_dim] (keys are plane 0), one for each rank.
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-        self.num_layers, _, self.num_kv_heads, self.num_blocks, self.block_size, self.head_dim = tensor.shape
-        self.device = tensor.device
-        self.num_bytes = tensor.numel() * tensor.element_size()
-        self._array = as_array(tensor) if self.device.type == "cpu" else None
-        self._copier = CudaCopier(tensor) if self.device.type == "cuda" else None
+    A rank's tensor has its equal share of the heads, in order; with one rank it has all `num_kv_heads`. Several are
+    possible on CPU alone.
+    """
+
+    def __init__(self, *ranks: torch.Tensor) -> None:
+        self.tensor = ranks[0]
+        self.num_layers, _, heads, self.num_blocks, self.block_size, self.head_dim = self.tensor.shape
+        self.num_kv_heads = heads * len(ranks)
+        self.device = self.tensor.device
+        self.num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in ranks)
+        self._ranks = ranks
+        self._arrays = [as_array(tensor) for tensor in ranks] if self.device.type == "cpu" else []
+        self._copier = CudaCopier(self.tensor) if self.device.type == "cuda" else None
 
     def read(self, block_ids: Sequence[int], start: int, end: int, out: torch.Tensor) -> None:
         """Copies token positions start … end-1 of the request with this block table.
@@ -42,8 +49,9 @@ class PagedKv:
             raise ValueError(f"out is {out.dtype}, the KV is {self.tensor.dtype}; read gives the KV's own dtype")
         if self._copier is not None:
             self._copier.read(block_ids, start, end, out)
-        elif self._array is not None:
-            self._read_array(self._array, block_ids, start, end, as_array(out))
+            return
+        for array, tokens in zip(self._arrays, self._by_rank(as_array(out)), strict=True):
+            self._read_array(array, block_ids, start, end, tokens)
 
     def write(self, block_ids: Sequence[int], start: int, end: int, data: torch.Tensor) -> None:
         """Stores token positions start … end-1 of the request with this block table; the reverse of `read`.
@@ -61,9 +69,11 @@ class PagedKv:
         self._check(block_ids, start, end, data)
         if self._copier is not None:
             self._copier.write(block_ids, start, end, data)
-        elif self._array is not None:
-            names = (str(dtype).removeprefix("torch.") for dtype in (data.dtype, self.tensor.dtype))
-            self._write_array(self._array, block_ids, start, end, convert_floats(as_array(data), *names))
+            return
+        names = (str(dtype).removeprefix("torch.") for dtype in (data.dtype, self.tensor.dtype))
+        converted = convert_floats(as_array(data), *names)
+        for array, tokens in zip(self._arrays, self._by_rank(converted), strict=True):
+            self._write_array(array, block_ids, start, end, tokens)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks (source, target); engine thread only. See `Engine.copy_blocks`."""
@@ -71,15 +81,22 @@ class PagedKv:
             return
         self._check_ids([block for pair in pairs for block in pair])
         sources, targets = (torch.tensor(side, device=self.device) for side in zip(*pairs, strict=True))
-        self.tensor.index_copy_(3, targets, self.tensor.index_select(3, sources))
+        for tensor in self._ranks:
+            tensor.index_copy_(3, targets, tensor.index_select(3, sources))
+
+    def _by_rank(self, tokens: Array) -> list[Array]:
+        """Each rank's heads of [num_layers, 2, num_kv_heads, T, head_dim]; views."""
+        heads = self.num_kv_heads // len(self._arrays)
+        return [tokens[:, :, first : first + heads] for first in range(0, self.num_kv_heads, heads)]
 
     def _read_array(self, kv: Array, block_ids: Sequence[int], start: int, end: int, out: Array) -> None:
         size = self.block_size
         if start % size == 0 and end % size == 0:
             ids = np.asarray(block_ids[start // size : end // size], dtype=np.intp)
-            whole = out.reshape(self.num_layers, 2, self.num_kv_heads, len(ids), size, self.head_dim)
             # mode "clip" writes straight into out; "raise" would go through a buffer. Ids are checked already.
-            np.take(kv, ids, axis=3, out=whole, mode="clip")
+            for blocks, tokens in _contiguous(kv, out):
+                whole = tokens.reshape(*tokens.shape[:-2], len(ids), size, self.head_dim)
+                np.take(blocks, ids, axis=-3, out=whole, mode="clip")
             return
         for block, inside, outside in _pieces(block_ids, start, end, size):
             out[:, :, :, outside] = kv[:, :, :, block, inside]
@@ -97,7 +114,7 @@ class PagedKv:
             raise ValueError(f"the tensor is {tuple(tokens.shape)}, it must be {wanted} and contiguous")
         if tokens.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"the tensor is {tokens.dtype}; KV is float32, bfloat16 or float16")
-        if self._array is not None and tokens.device.type != "cpu":
+        if self._arrays and tokens.device.type != "cpu":
             raise ValueError(f"the tensor is on {tokens.device}, the KV on CPU; copy it to CPU first")
         self._check_ids(block_ids[start // self.block_size : -(-end // self.block_size)])
 
@@ -109,6 +126,13 @@ class PagedKv:
 def as_array(tensor: torch.Tensor) -> Array:
     """A CPU tensor's own memory as numpy; bfloat16 as the bit patterns, int16. No torch kernel runs."""
     return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _contiguous(kv: Array, tokens: Array) -> list[tuple[Array, Array]]:
+    """KV and tokens in parts that lie in one piece: all, or layer by layer, keys and values apart."""
+    if tokens.flags.c_contiguous:
+        return [(kv, tokens)]
+    return [(kv[place], tokens[place]) for place in np.ndindex(*tokens.shape[:2])]
 
 
 def _pieces(block_ids: Sequence[int], start: int, end: int, size: int) -> list[tuple[int, slice, slice]]:

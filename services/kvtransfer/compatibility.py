@@ -1,7 +1,7 @@
 """Whether a prefill worker's KV can be handed to a decode worker, and if not, why.
 
 Pure: knows layouts only, neither workers nor how KV travels. Differences of dtype and block size are no reason to
-refuse, because the sink converts both.
+refuse, because the sink converts both; the degree of tensor parallelism is none, because KV travels with all heads.
 """
 
 from services.common.types import KvLayout
@@ -15,9 +15,6 @@ def incompatibility(prefill: KvLayout, decode: KvLayout) -> str | None:
         ours, theirs = getattr(prefill, name), getattr(decode, name)
         if ours != theirs:
             return f"{name} differs: {ours} at prefill, {theirs} at decode"
-    if (prefill.tensor_parallel, decode.tensor_parallel) != (1, 1):
-        degrees = f"{prefill.tensor_parallel} at prefill, {decode.tensor_parallel} at decode"
-        return f"tensor_parallel must be 1 on both sides: {degrees}"
     if common_transport(prefill, decode) is None:
         offered = f"{_listed(prefill.transports)} at prefill, {_listed(decode.transports)} at decode"
         return f"no common transport: {offered}"

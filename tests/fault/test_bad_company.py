@@ -127,7 +127,7 @@ def _is_bomb(item: BatchItem) -> bool:
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 @pytest.mark.parametrize(
-    "field", [{"model_fingerprint": "another"}, {"num_layers": 3}, {"head_dim": 4}, {"tensor_parallel": 2}], ids=str
+    "field", [{"model_fingerprint": "another"}, {"num_layers": 3}, {"head_dim": 4}, {"num_kv_heads": 7}], ids=str
 )
 def test_a_peer_that_does_not_fit_is_never_used(role: str, field: dict[str, Any]):
     """F17: it joins, its pairs are refused, no request goes through one, and none fails."""

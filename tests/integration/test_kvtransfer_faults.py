@@ -149,7 +149,7 @@ async def test_link_that_stays_silent_is_given_up_long_before_the_deadline() -> 
     [
         ({"model_fingerprint": "other"}, "model_fingerprint differs"),
         ({"num_layers": 3}, "num_layers differs"),
-        ({"tensor_parallel": 2}, "tensor_parallel"),
+        ({"num_kv_heads": 1}, "num_kv_heads differs"),
         ({"transports": ("memory",)}, "no common transport"),
     ],
 )

@@ -27,12 +27,10 @@ def test_reason_names_the_field_and_both_values(name: str, value: object) -> Non
     assert reason == f"{name} differs: {getattr(LAYOUT, name)} at prefill, {value} at decode"
 
 
-@pytest.mark.parametrize(("prefill", "decode"), [(1, 2), (2, 1), (2, 2)])
-def test_tensor_parallel_pairs_are_refused(prefill: int, decode: int) -> None:
-    """Only one rank to one rank is supported; anything else is refused with both degrees."""
-    reason = incompatibility(layout_with(tensor_parallel=prefill), layout_with(tensor_parallel=decode))
-    assert reason is not None
-    assert f"{prefill} at prefill, {decode} at decode" in reason
+@pytest.mark.parametrize(("prefill", "decode"), [(1, 2), (2, 1), (2, 2), (4, 2)])
+def test_any_degrees_of_tensor_parallelism_fit(prefill: int, decode: int) -> None:
+    """KV travels with all heads, so that neither side needs to know into how many ranks the other divides them."""
+    assert incompatibility(layout_with(tensor_parallel=prefill), layout_with(tensor_parallel=decode)) is None
 
 
 def test_no_common_transport_is_refused_with_both_lists() -> None:

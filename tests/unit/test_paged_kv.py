@@ -60,6 +60,26 @@ def test_write_stores_the_range_and_touches_nothing_else(
     assert torch.equal(kv.tensor, wanted)
 
 
+@given(ranges(), st.sampled_from(DTYPES))
+def test_heads_in_tensors_of_ranks_read_and_write_as_one(
+    case: tuple[int, list[int], int, int], dtype: torch.dtype
+) -> None:
+    """Three ranks with a head each give and take what one tensor with all heads does, and copy blocks as it does."""
+    block_size, blocks, start, end = case
+    one = make_kv(block_size, dtype=dtype)
+    parts = [one.tensor[:, :, head : head + 1].clone() for head in range(HEADS)]
+    three, data = PagedKv(*parts), tokens(end - start, dtype)
+    got, wanted = torch.empty_like(data), torch.empty_like(data)
+    three.read(blocks, start, end, got)
+    one.read(blocks, start, end, wanted)
+    assert torch.equal(got, wanted)
+    for kv in (one, three):
+        kv.write(blocks, start, end, data)
+        kv.copy_blocks([(0, 9), (9, 0)])
+    assert torch.equal(torch.cat(parts, dim=2), one.tensor)
+    assert (three.num_kv_heads, three.num_bytes) == (one.num_kv_heads, one.num_bytes)
+
+
 @pytest.mark.parametrize("source", DTYPES)
 @pytest.mark.parametrize("target", DTYPES)
 def test_write_converts_as_torch_does(source: torch.dtype, target: torch.dtype) -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.cores import divide, ordered_cores, spell
-from services.common.affinity import parse_cpus
+from services.cli.cores import ordered_cores, spell
+from services.common.affinity import divide, parse_cpus
 
 core_lists = st.lists(st.integers(0, 300), min_size=1, max_size=64, unique=True)
 
