@@ -17,6 +17,7 @@ from services.common.types import (
     FinishReason,
     KvLayout,
     Load,
+    SizedTime,
     StageTimes,
     Tier,
     Token,
@@ -37,7 +38,7 @@ _TIERS_BACK = {value: key for key, value in _TIERS.items()}
 KNOWN_TIERS = frozenset(_TIERS_BACK)
 _FINISH_REASONS_BACK = {value: key for key, value in _FINISH_REASONS.items()}
 
-_NOT_COUNTS = ("draining", "counters", "proven")
+_NOT_COUNTS = ("draining", "counters", "proven", "step_times", "handoff_times")
 _LOAD_COUNTS = tuple(each.name for each in dataclasses.fields(Load) if each.name not in _NOT_COUNTS)
 _OPTIONAL_SAMPLING = (
     "temperature",
@@ -235,6 +236,8 @@ def load_from_proto(message: pb.Load) -> Load:
         draining=message.draining,
         counters=dict(message.counters),
         proven=tuple(message.proven.incarnations) if message.HasField("proven") else None,
+        step_times=tuple(SizedTime(each.tokens, each.time_ns) for each in message.step_times),
+        handoff_times=tuple(SizedTime(each.tokens, each.time_ns) for each in message.handoff_times),
     )
 
 

@@ -104,9 +104,17 @@ class WorkerInfo:
     weight: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class SizedTime:
+    """How long something of so many tokens takes, as measured."""
+
+    tokens: int
+    time_ns: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How busy a worker is at this moment; see `types.proto` for each count."""
+    """How busy a worker is at this moment, and how fast; see `types.proto` for each count."""
 
     waiting_requests: int = 0
     outstanding_tokens: int = 0
@@ -118,6 +126,8 @@ class Load:
     draining: bool = False
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
     proven: tuple[str, ...] | None = None
+    step_times: tuple[SizedTime, ...] = ()
+    handoff_times: tuple[SizedTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ class DecodeTier:
 
     def __init__(self, settings: DecodeSettings, parts: Parts) -> None:
         sink = self._sink = KvSink(EngineKv(parts.engine), parts.info, transfer_config(settings))
+        self._step_times = parts.engine.step_times
         metrics = DecodeMetrics(parts.registry)
         self._worker = DecodeWorker(parts.engine, parts.info, _limits(settings), parts.fatal, sink, metrics.queue)
         self._decode = DecodeServicer(self._worker, metrics, settings.default_deadline_s)
@@ -60,9 +61,13 @@ class DecodeTier:
         return self._worker.info()
 
     def load(self) -> Load:
-        """How busy it is."""
-        load = self._worker.load()
-        return load if self._peers is None else dataclasses.replace(load, proven=self._sink.proven)
+        """How busy it is, and how fast."""
+        return dataclasses.replace(
+            self._worker.load(),
+            proven=None if self._peers is None else self._sink.proven,
+            step_times=self._step_times.points,
+            handoff_times=self._worker.handoff_times.points,
+        )
 
     async def start(self) -> None:
         """Starts the engine thread and follows the membership."""

@@ -15,6 +15,7 @@ from services.common.errors import BatonError, PeerUnreachable
 from services.common.lifecycle import Fatal
 from services.common.places import Places
 from services.common.queue_metrics import QueueMetrics
+from services.common.times_by_size import TimesBySize
 from services.common.types import DecodeEvent, Handoff, Load, Usage, WorkerInfo, WorkRequest
 from services.decode.admission import DecodeLimits, check_fit
 from services.decode.live import LiveRequest, goes_on, oldest_handoff_ms
@@ -55,6 +56,7 @@ class DecodeWorker:
         self._fatal = fatal
         self.changes = Changes()
         self.blocks = BlockJournal()
+        self.handoff_times = TimesBySize(kept_s=60.0)  # else a slow time would keep requests from the handoff for ever
         self._keys = itertools.count(1)
         self._live: dict[int, LiveRequest] = {}
         self._drain = Drain(info.worker_id)
@@ -194,6 +196,7 @@ class DecodeWorker:
             len(request.token_ids),
             request.deadline,
         )
+        self.handoff_times.add(max(1, len(request.token_ids) - reserved.start_token), fetched.handoff_ns)
         live.has_kv = True
         going_on = goes_on(fetched.first_tokens)
         live.stream.put(fetched.first_tokens, None if going_on else Progress())

@@ -4,12 +4,14 @@ It is told what to feed where and which blocks hold what; it decides nothing abo
 clients send. Thread: every method belongs to one thread, except `kv.read` and `kv.write`.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from services.common.checkpoint import read_model_facts
+from services.common.times_by_size import TimesBySize
 from services.common.types import KvLayout
 from services.engine.attention.select import choose_backend, default_block_size, make_backend
 from services.engine.batch import BatchItem, ItemResult
@@ -37,12 +39,13 @@ class EngineLimits:
 
 
 class Engine:
-    """A loaded model, its KV, and one call that advances a batch."""
+    """A loaded model, its KV, and one call that advances a batch; `step_times` has what steps lately took, by size."""
 
     def __init__(self, runner: Runner, kv: PagedKv, layout: KvLayout, limits: EngineLimits) -> None:
         self.layout = layout
         self.limits = limits
         self.kv = kv
+        self.step_times = TimesBySize()
         self._runner: Runner | None = runner
         self._steps = self._fed = self._sampled = self._failed = 0
 
@@ -61,6 +64,7 @@ class Engine:
             raise RuntimeError("the engine is closed; load another")
         if not items:
             return []
+        started = time.monotonic_ns()
         # A thread learns how many threads torch may use only when it asks; oneDNN does not ask and would start its own.
         torch.get_num_threads()
         packed = pack_step(items, self.layout.block_size, self.kv.device)
@@ -70,6 +74,8 @@ class Engine:
         for index, result in zip(packed.sampled, sampled, strict=True):
             results[index] = result
         self._count(items, sampled)
+        if sampled:  # else a device may still be at work
+            self.step_times.add(sum(len(item.token_ids) for item in items), time.monotonic_ns() - started)
         return results
 
     @torch.inference_mode()

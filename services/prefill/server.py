@@ -1,5 +1,6 @@
 """What is wired to what in a prefill process."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from baton.v1 import prefill_pb2_grpc as rpc
@@ -34,6 +35,7 @@ class PrefillTier:
         def open_source(on_released: Callable[[str], None]) -> KvSource:
             return KvSource(EngineKv(parts.engine), parts.info, transfer_config(settings), on_released, transports)
 
+        self._step_times = parts.engine.step_times
         metrics = PrefillMetrics(parts.registry)
         limits = _limits(settings)
         self._worker = PrefillWorker(parts.engine, parts.info, limits, parts.fatal, open_source, metrics.queue)
@@ -59,8 +61,8 @@ class PrefillTier:
         return self._worker.info()
 
     def load(self) -> Load:
-        """How busy it is."""
-        return self._worker.load()
+        """How busy it is, and how fast."""
+        return dataclasses.replace(self._worker.load(), step_times=self._step_times.points)
 
     async def start(self) -> None:
         """Starts the engine thread and the source."""

@@ -1,6 +1,6 @@
 """A prefill or decode process from its settings to its end; the tiers differ in the `TierWorker` that they build.
 
-    start:  pin cores → load the engine → build the worker → listen → try it out → register → prove channels → ready
+    start:  pin cores → load and warm up → build the worker → listen → try it out → register → prove channels → ready
     switch: drain → end the worker, leave the directory → build another tier's over the same engine → register → ready
     drain:  not ready → take no new requests, finish the running ones or send them on
     stop:   leave the directory → end the worker and its engine thread → stop listening
@@ -29,10 +29,11 @@ from services.common.rpc.server import RpcServer
 from services.common.settings import WorkerSettings
 from services.common.types import Tier, WorkerInfo
 from services.common.version import version
-from services.engine.engine import Engine, load_engine
+from services.engine.engine import Engine
+from services.worker.loading import load_warm
 from services.worker.metrics import RoleSwitches
 from services.worker.role import Role, RoleMetrics
-from services.worker.settings import engine_config, transports
+from services.worker.settings import transports
 from services.worker.tier import Build, Parts, Roles, TierWorker
 
 STOP_GRACE_S = 1.0
@@ -75,7 +76,7 @@ class WorkerProcess:
             raise ConfigError("max_num_batched_tokens must be at least max_num_seqs: each slot feeds a token a step")
         if settings.metrics_port:
             self._metrics = start_metrics_server(settings.host, settings.metrics_port, self._registry)
-        engine = self._engine = await asyncio.to_thread(_load, settings)
+        engine = self._engine = await asyncio.to_thread(load_warm, settings)
         info = self._describe(engine)
         port = int(info.address.rpartition(":")[2])
         self._server = RpcServer(
@@ -234,11 +235,6 @@ class WorkerProcess:
 
 def _leaving() -> Draining:
     return Draining("the process of this worker is leaving; use another one")
-
-
-def _load(settings: WorkerSettings) -> Engine:
-    """Loads the engine; runs on a thread of its own, so that the loop answers meanwhile."""
-    return load_engine(engine_config(settings), lambda line: _log.info("engine_loading", step=line))
 
 
 def _free_port(host: str) -> int:

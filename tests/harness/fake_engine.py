@@ -18,6 +18,7 @@ import torch
 
 from services.common.errors import Internal
 from services.common.sampling import SamplingParams
+from services.common.times_by_size import TimesBySize
 from services.common.types import KvLayout, Token
 from services.engine.batch import BatchItem, ItemResult, SampleSpec
 
@@ -87,6 +88,7 @@ class FakeEngine:
         self.is_dead = False
         self.on_step: Callable[[Sequence[BatchItem]], None] | None = None
         self.steps = 0
+        self.step_times = TimesBySize()  # a fake has no speed; a test may say one
 
     def hold_next(self) -> None:
         """Lets one more step through and holds the one after it, however slow the test is."""

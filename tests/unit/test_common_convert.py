@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from services.common import convert
 from services.common.errors import InvalidRequest
 from services.common.sampling import SamplingParams
-from services.common.types import ChoiceTokens, FinishReason, KvLayout, Load, StageTimes, Tier, Token, Usage, WorkerInfo
+from services.common.types import (
+    ChoiceTokens,
+    FinishReason,
+    KvLayout,
+    Load,
+    SizedTime,
+    StageTimes,
+    Tier,
+    Token,
+    Usage,
+    WorkerInfo,
+)
 
 ids = st.integers(0, 2**32 - 1)
 counts = st.integers(0, 2**31 - 1)
@@ -75,6 +86,7 @@ workers = st.builds(
     total_blocks=counts,
     max_num_seqs=counts,
 )
+sized_times = st.builds(SizedTime, tokens=counts, time_ns=times)
 loads = st.builds(
     Load,
     waiting_requests=counts,
@@ -86,6 +98,9 @@ loads = st.builds(
     channels=counts,
     draining=st.booleans(),
     counters=st.dictionaries(texts, times, max_size=3),
+    proven=st.none() | st.lists(texts, max_size=2).map(tuple),
+    step_times=st.lists(sized_times, max_size=3).map(tuple),
+    handoff_times=st.lists(sized_times, max_size=3).map(tuple),
 )
 
 

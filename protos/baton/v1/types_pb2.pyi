@@ -551,7 +551,7 @@ Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
 @_typing.final
 class Load(_message.Message):
-    """How busy a worker is. Counts are of this moment."""
+    """How busy a worker is, and how fast. Counts are of this moment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -585,6 +585,8 @@ class Load(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     PROVEN_FIELD_NUMBER: _builtins.int
+    STEP_TIMES_FIELD_NUMBER: _builtins.int
+    HANDOFF_TIMES_FIELD_NUMBER: _builtins.int
     waiting_requests: _builtins.int
     """Requests waiting for their first chunk or for blocks."""
     outstanding_tokens: _builtins.int
@@ -609,6 +611,14 @@ class Load(_message.Message):
     def proven(self) -> Global___ProvenChannels:
         """Decode workers that keep channels to their peers; absent where a channel is opened with the first handoff."""
 
+    @_builtins.property
+    def step_times(self) -> _containers.RepeatedCompositeFieldContainer[Global___SizedTime]:
+        """What the worker's forward passes lately took, by the tokens fed to them; smallest first, empty where unknown."""
+
+    @_builtins.property
+    def handoff_times(self) -> _containers.RepeatedCompositeFieldContainer[Global___SizedTime]:
+        """Decode workers: what handoffs lately took, by the tokens whose KV was fetched; as above."""
+
     def __init__(
         self,
         *,
@@ -622,14 +632,42 @@ class Load(_message.Message):
         draining: _builtins.bool = ...,
         counters: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         proven: Global___ProvenChannels | None = ...,
+        step_times: _abc.Iterable[Global___SizedTime] | None = ...,
+        handoff_times: _abc.Iterable[Global___SizedTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["proven", b"proven"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "counters", b"counters", "draining", b"draining", "free_blocks", b"free_blocks", "handoffs", b"handoffs", "outstanding_tokens", b"outstanding_tokens", "proven", b"proven", "running_requests", b"running_requests", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "counters", b"counters", "draining", b"draining", "free_blocks", b"free_blocks", "handoff_times", b"handoff_times", "handoffs", b"handoffs", "outstanding_tokens", b"outstanding_tokens", "proven", b"proven", "running_requests", b"running_requests", "step_times", b"step_times", "total_blocks", b"total_blocks", "waiting_requests", b"waiting_requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class SizedTime(_message.Message):
+    """How long something of a size takes, as measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TIME_NS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Its size."""
+    time_ns: _builtins.int
+    """The median of the latest ones of about that size."""
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        time_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["time_ns", b"time_ns", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SizedTime: _TypeAlias = SizedTime  # noqa: Y015
 
 @_typing.final
 class ProvenChannels(_message.Message):
