@@ -173,11 +173,12 @@ class RefusedPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """Everybody the directory knows at one revision."""
+    """Everybody the directory knows at one revision, and the incarnations that fell silent towards it."""
 
     revision: int = 0
     workers: tuple[WorkerInfo, ...] = ()
     refused_pairs: tuple[RefusedPair, ...] = ()
+    expired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from services.decode.peers import Peers
 from services.decode.service import DecodeServicer
 from services.decode.worker import DecodeWorker
 from services.kvtransfer.directory.client import watch_membership
+from services.kvtransfer.directory.view import Hears
 from services.kvtransfer.sink import KvSink
 from services.kvtransfer.static_source import watch_static
 from services.worker.deep_check import Probe
@@ -39,7 +40,7 @@ class DecodeTier:
         self._worker = DecodeWorker(parts.engine, parts.info, _limits(settings), parts.fatal, sink, metrics.queue)
         self._decode = DecodeServicer(self._worker, metrics, settings.default_deadline_s)
         sink.on_channel = self._worker.changes.notify
-        watch = _membership(settings)
+        watch = _membership(settings, lambda incarnation: incarnation in sink.proven)
         self._peers = Peers(watch, parts.info.worker_id, sink) if watch is not None else None
 
     @property
@@ -115,12 +116,12 @@ def _take(settings: WorkerSettings, parts: Parts) -> DecodeTier:
 ROLES: Roles = {Tier.DECODE: _take, Tier.COLOCATED: _take}
 
 
-def _membership(settings: DecodeSettings) -> Callable[[], AsyncGenerator[Membership]] | None:
+def _membership(settings: DecodeSettings, hears: Hears) -> Callable[[], AsyncGenerator[Membership]] | None:
     """Who names the prefill workers; None where nobody does, or where none is needed."""
     if settings.tier is not Tier.DECODE:
         return None
     if settings.directory:
-        return lambda: watch_membership(settings.directory)
+        return lambda: watch_membership(settings.directory, hears)
     return (lambda: watch_static(settings.static_peers)) if settings.static_peers else None
 
 

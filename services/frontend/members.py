@@ -89,6 +89,12 @@ class Members:
         """The member behind a candidate of a snapshot taken in the same step of the loop."""
         return self._members[candidate.worker.worker_id]
 
+    def hears(self, incarnation: str) -> bool:
+        """Whether this process of a worker sends reports."""
+        return any(
+            member.worker.incarnation == incarnation and member.is_reachable for member in self._members.values()
+        )
+
     def max_model_len(self, snapshot: Snapshot) -> int:
         """Longest prompt plus output that some worker accepts, in tokens.
 

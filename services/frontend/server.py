@@ -31,6 +31,7 @@ from services.frontend.service import CallTimes, GenerationServicer
 from services.frontend.tokenizer import load_tokenizer
 from services.frontend.validate import PromptLimits
 from services.kvtransfer.directory.client import watch_membership
+from services.kvtransfer.directory.view import Hears
 from services.kvtransfer.static_source import watch_static
 
 STOP_GRACE_S = 1.0
@@ -61,7 +62,7 @@ class FrontendProcess:
             checkpoint, threads=settings.tokenizer_threads, max_waiting=settings.max_waiting_texts
         )
         self.members = Members(
-            _member_source(settings),
+            _member_source(settings, lambda incarnation: self.members.hears(incarnation)),
             settings.model_name,
             self._connect,
             rules=settings.member_rules,
@@ -177,9 +178,9 @@ def _line_limits(settings: FrontendSettings) -> LineLimits:
     )
 
 
-def _member_source(settings: FrontendSettings) -> MemberSource:
+def _member_source(settings: FrontendSettings, hears: Hears) -> MemberSource:
     if settings.directory:
-        return lambda: watch_membership(settings.directory)
+        return lambda: watch_membership(settings.directory, hears)
     if settings.static_workers:
         return lambda: watch_static(settings.static_workers)
     message = "neither directory nor workers is set; say where the workers are, as in --directory host:port"

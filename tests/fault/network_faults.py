@@ -8,12 +8,16 @@ from functools import partial
 
 from tests.fault.checks import unsettled
 from tests.fault.cluster_links import CONTROL, DATA, DIRECTORY
+from tests.fault.evidence import OK
 from tests.fault.load_faults import Steady
 from tests.fault.scenario import Cluster, Fault, Scene
 from tests.harness.link import BROKEN, SLOW, Hurt
 from tests.harness.tiers import until
 
 HURT_S = 6.0
+# Longer than a lease in the directory, and than it takes everybody to find it again.
+LEASES_END_S = 10.0
+BACK_S = 5.0
 SETTLED_S = 30.0
 EVERY_S = 0.2
 LASTING_S = (2.0, 10.0)
@@ -38,6 +42,24 @@ def hurt_link_of_holder(kind: str, how: Hurt) -> Fault:
             healed = time.monotonic()
             await _serves_again(steady, victim, healed)
         await settled(scene.cluster)
+
+    return hurt
+
+
+def hurt_link_of_directory(how: Hurt) -> Fault:
+    """The directory's link is hurt under load for longer than its leases hold, and heals."""
+
+    async def hurt(scene: Scene) -> None:
+        name = f"{DIRECTORY} {CONTROL}"
+        async with Steady(scene, EVERY_S) as steady:
+            scene.did()
+            scene.cluster.links.hurt(name, how)
+            try:
+                await asyncio.sleep(LEASES_END_S)
+            finally:
+                await scene.cluster.links.heal(name)
+            await asyncio.sleep(BACK_S)
+        assert all(record.status == OK for record in steady.records), "a request paid for the directory's link"
 
     return hurt
 

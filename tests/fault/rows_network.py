@@ -3,9 +3,10 @@
 import itertools
 
 from tests.fault.cluster_links import CONTROL, DATA
-from tests.fault.network_faults import KINDS, hurt_link_of_holder
-from tests.fault.phases import LOADED_DECODE, LOADED_PREFILL
+from tests.fault.network_faults import KINDS, hurt_link_of_directory, hurt_link_of_holder
+from tests.fault.phases import IDLE, LOADED_DECODE, LOADED_PREFILL
 from tests.fault.scenario import Expectation, Load, Phase, Scenario, Topology
+from tests.harness.link import BROKEN
 
 # Ejections grow with each fault, and no row waits for a minute until its worker is tried again.
 TOPOLOGY = Topology(is_proxied=True, flags={"frontend": {"eject-longest-s": "5"}})
@@ -31,4 +32,19 @@ def row(kind: str, *phases: Phase) -> list[Scenario]:
     ]
 
 
-F12 = [row(CONTROL, LOADED_PREFILL, LOADED_DECODE), row(DATA, LOADED_PREFILL)]
+DIRECTORY_ROW = [
+    Scenario(
+        row="F12 directory's link",
+        name=f"{what} until the leases end",
+        phase=IDLE,
+        fault=hurt_link_of_directory(how),
+        topology=TOPOLOGY,
+        load=LOAD,
+        expect=Expectation(),
+        is_real_only=True,
+    )
+    for what, how in BROKEN.items()
+    if what in ("refuse", "black hole of one direction", "black hole of the other direction")
+]
+
+F12 = [row(CONTROL, LOADED_PREFILL, LOADED_DECODE), row(DATA, LOADED_PREFILL), DIRECTORY_ROW]

@@ -46,6 +46,10 @@ def ids(membership: Membership) -> list[str]:
     return [worker.worker_id for worker in membership.workers]
 
 
+def hears_nobody(incarnation: str) -> bool:
+    return False
+
+
 async def until(watch: AsyncIterator[Membership], *names: str) -> Membership:
     """The first membership that has exactly these workers."""
     async with asyncio.timeout(WAIT_S):
@@ -161,7 +165,7 @@ async def test_a_watch_keeps_what_it_knows_while_the_directory_is_away():
         staying.start()
         async with client_of(process) as client:
             await client.register(worker_info("d", Tier.DECODE))
-        watch = watch_membership(address, grace_s=2.0)
+        watch = watch_membership(address, hears_nobody, grace_s=2.0)
         await until(watch, "d", "p")
     seen: list[list[str]] = []
     async with directory(port):
@@ -175,11 +179,36 @@ async def test_a_watch_keeps_what_it_knows_while_the_directory_is_away():
     await staying.close()
 
 
+async def test_a_watch_keeps_whom_it_hears_and_lets_go_of_whom_it_does_not():
+    """Both fell silent towards a directory that lives; one is heard by another way, until it is not."""
+    heard, asked = {"heard"}, list[str]()
+
+    def hears(incarnation: str) -> bool:
+        asked.append(incarnation)
+        return incarnation in heard
+
+    async with directory(lease_s=1.5) as process, client_of(process) as client:
+        watch = watch_membership(f"127.0.0.1:{process.port}", hears, grace_s=0.2)
+        await until(watch)
+        await client.register(worker_info("d", Tier.DECODE, incarnation="dead"))
+        await client.register(worker_info("p", incarnation="heard"))
+        await until(watch, "d", "p")
+        await until(watch, "p")
+        later = asyncio.ensure_future(anext(watch))
+        await eventually(lambda: asked.count("heard") >= 3)
+        assert process.stats()["prefill_workers"] == 0
+        assert not later.done()
+        heard.clear()
+        async with asyncio.timeout(WAIT_S):
+            assert ids(await later) == []
+        await watch.aclose()
+
+
 async def test_a_watch_without_a_directory_waits_and_then_begins():
     """A frontend may start before the directory."""
     async with directory() as process:
         port = process.port
-    watch = watch_membership(f"127.0.0.1:{port}")
+    watch = watch_membership(f"127.0.0.1:{port}", hears_nobody)
     first = asyncio.ensure_future(anext(watch))
     done, _ = await asyncio.wait([first], timeout=0.3)
     assert not done
@@ -193,7 +222,7 @@ async def test_a_watch_that_is_closed_leaves_nothing_behind():
     """No task, no watcher."""
     async with directory() as process:
         before = asyncio.all_tasks()
-        watch = watch_membership(f"127.0.0.1:{process.port}")
+        watch = watch_membership(f"127.0.0.1:{process.port}", hears_nobody)
         await until(watch)
         assert process.stats()["watchers"] == 1
         await watch.aclose()

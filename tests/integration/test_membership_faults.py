@@ -1,4 +1,4 @@
-"""Members that sleep beyond their lease, entries that are stale, and nobody left, before a real frontend."""
+"""Members that only the directory lost, entries that are stale, and nobody left, before a real frontend."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,7 @@ from services.kvtransfer.directory.registration import Registration
 from services.kvtransfer.directory.server import DirectoryProcess
 from tests.harness.scripted_frontend import cluster, frontend, ids_of, tokens_of
 from tests.harness.scripted_workers import TIMEOUT_S, Script, ScriptedWorker, eventually, within
+from tests.harness.tcp_proxy import tcp_proxy
 
 ANSWER = ids_of("the capital of France is Paris.")
 # About a second is meant; the rest is for a loaded machine, and still less than the deadline of a call.
@@ -32,21 +33,37 @@ async def directory(lease_s: float) -> AsyncIterator[str]:
         await process.stop()
 
 
-async def test_a_worker_that_slept_beyond_its_lease_comes_back_as_itself() -> None:
-    """The directory drops it, the frontend lets go of it, and under the same incarnation both take it back."""
-    worker = ScriptedWorker(Tier.DECODE, Script(ANSWER))
-    async with directory(2.0) as place, frontend([worker], workers="", directory=place) as running:
-        client = DirectoryClient(place)
-        await client.register(worker.info())  # once, and then nothing, as a stopped process would
-        await running.reachable(1)
-        await running.reachable(0)
-        await eventually(lambda: running.process.stats()["members"] == 0)
-        registration = Registration(place, worker.info)
-        registration.start()
-        await running.reachable(1)
+async def test_a_worker_that_only_the_directory_lost_is_used_on() -> None:
+    """Its lease ends while the frontend hears it; one that says that it leaves goes at once, although it is heard."""
+    workers = [ScriptedWorker(Tier.DECODE, Script(ANSWER), worker_id=f"decode-{place}") for place in range(2)]
+    async with contextlib.AsyncExitStack() as stack:
+        place = await stack.enter_async_context(directory(2.0))
+        running = await stack.enter_async_context(frontend(workers, workers="", directory=place))
+        link = await stack.enter_async_context(tcp_proxy(int(place.rpartition(":")[2])))
+        lost, leaving = Registration(link.address, workers[0].info), Registration(place, workers[1].info)
+        for registration in (lost, leaving):
+            registration.start()
+            stack.push_async_callback(registration.close)
+        await running.reachable(2)
+        link.refuse()
+        await dropped(place, "decode-0")
+        await leaving.close()
+        await eventually(lambda: running.process.stats()["members"] == 1)  # so the frontend has heard of both
         assert tokens_of(await running.outputs()) == ANSWER
-        await registration.close()
-        await client.close()
+        await link.heal()
+        assert await lost.wait_registered(TIMEOUT_S)
+        await lost.close()
+        await eventually(lambda: running.process.stats()["members"] == 0)
+
+
+async def dropped(place: str, worker_id: str) -> None:
+    """Waits until the directory lists a worker no more."""
+    client = DirectoryClient(place)
+    async with asyncio.timeout(TIMEOUT_S), contextlib.aclosing(client.watch()) as memberships:
+        async for membership in memberships:
+            if worker_id not in {worker.worker_id for worker in membership.workers}:
+                break
+    await client.close()
 
 
 async def test_a_stale_entry_harms_nobody() -> None:

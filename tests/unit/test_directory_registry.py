@@ -35,6 +35,33 @@ def test_a_member_stays_as_long_as_it_renews():
     assert ids(members) == []
 
 
+def test_whoever_expired_is_told_apart_from_whoever_left():
+    """Until it comes back, as itself or restarted, or says after all that it leaves."""
+    members = registry()
+    for name in "abcd":
+        members.register(worker_info(name, incarnation=f"{name}1"), now=0)
+    members.deregister("d", "d1")
+    members.expire(now=6)
+    assert members.membership().expired == ("a1", "b1", "c1")
+    members.register(worker_info("a", incarnation="a1"), now=7)
+    members.register(worker_info("b", incarnation="b2"), now=7)
+    assert members.membership().expired == ("c1",)
+    revision = members.revision
+    assert not members.deregister("c", "c0")
+    assert members.deregister("c", "c1")
+    assert members.membership().expired == ()
+    assert members.revision == revision + 1
+
+
+def test_no_more_are_remembered_than_may_be_members():
+    """Those that expired last, so that crashes under ever new names cost a bounded snapshot."""
+    members = registry(max_members=2)
+    for place in range(3):
+        members.register(worker_info(f"w{place}", incarnation=f"i{place}"), now=10 * place)
+        members.expire(now=10 * place + 6)
+    assert members.membership().expired == ("i1", "i2")
+
+
 def test_a_renewal_is_no_change():
     """Watchers hear nothing of renewals, but of every join, change and leave."""
     members = registry(first_revision=41)
@@ -163,6 +190,7 @@ class RegistryAgainstModel(RuleBasedStateMachine):
         self.members = Registry(LEASE_S, incompatibility)
         self.now = 0.0
         self.expected: dict[str, tuple[str, float]] = {}
+        self.expired: dict[str, str] = {}
         self.replaced: dict[str, set[str]] = {}
         self.revision = 0
 
@@ -177,11 +205,15 @@ class RegistryAgainstModel(RuleBasedStateMachine):
         if name in self.expected and self.expected[name][0] != incarnation:
             self.replaced.setdefault(name, set()).add(self.expected[name][0])
         self.expected[name] = (incarnation, self.now + LEASE_S)
+        self.expired.pop(name, None)
 
     @rule(name=st.sampled_from("ab"), incarnation=st.sampled_from("xyz"))
     def deregister(self, name: str, incarnation: str) -> None:
         is_member = name in self.expected and self.expected[name][0] == incarnation
-        assert self.members.deregister(name, incarnation) == is_member
+        has_expired = self.expired.get(name) == incarnation
+        assert self.members.deregister(name, incarnation) == (is_member or has_expired)
+        if has_expired:
+            del self.expired[name]
         if is_member:
             self.forget(name)
 
@@ -191,6 +223,7 @@ class RegistryAgainstModel(RuleBasedStateMachine):
         gone = {worker.worker_id for worker in self.members.expire(self.now)}
         assert gone == {name for name, (_, end) in self.expected.items() if end <= self.now}
         for name in gone:
+            self.expired[name] = self.expected[name][0]
             self.forget(name)
 
     def forget(self, name: str) -> None:
@@ -201,6 +234,7 @@ class RegistryAgainstModel(RuleBasedStateMachine):
     def members_are_those_expected(self) -> None:
         found = {worker.worker_id: worker.incarnation for worker in self.members.membership().workers}
         assert found == {name: incarnation for name, (incarnation, _) in self.expected.items()}
+        assert sorted(self.members.membership().expired) == sorted(self.expired.values())
         assert self.members.next_expiry() == min((end for _, end in self.expected.values()), default=None)
 
     @invariant()

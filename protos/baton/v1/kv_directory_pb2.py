@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61ton/v1/kv_directory.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"3\n\x0fRegisterRequest\x12 \n\x06worker\x18\x01 \x01(\x0b\x32\x10.baton.v1.Worker\"R\n\x0bRefusedPair\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"R\n\x10RegisterResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\x03\x12,\n\rrefused_pairs\x18\x02 \x03(\x0b\x32\x15.baton.v1.RefusedPair\";\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"\x0e\n\x0cWatchRequest\"r\n\rWatchResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12!\n\x07workers\x18\x02 \x03(\x0b\x32\x10.baton.v1.Worker\x12,\n\rrefused_pairs\x18\x03 \x03(\x0b\x32\x15.baton.v1.RefusedPair2\xdc\x01\n\x12KvDirectoryService\x12\x41\n\x08Register\x12\x19.baton.v1.RegisterRequest\x1a\x1a.baton.v1.RegisterResponse\x12G\n\nDeregister\x12\x1b.baton.v1.DeregisterRequest\x1a\x1c.baton.v1.DeregisterResponse\x12:\n\x05Watch\x12\x16.baton.v1.WatchRequest\x1a\x17.baton.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61ton/v1/kv_directory.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"3\n\x0fRegisterRequest\x12 \n\x06worker\x18\x01 \x01(\x0b\x32\x10.baton.v1.Worker\"R\n\x0bRefusedPair\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"R\n\x10RegisterResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\x03\x12,\n\rrefused_pairs\x18\x02 \x03(\x0b\x32\x15.baton.v1.RefusedPair\";\n\x11\x44\x65registerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\"\x14\n\x12\x44\x65registerResponse\"\x0e\n\x0cWatchRequest\"\x90\x01\n\rWatchResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12!\n\x07workers\x18\x02 \x03(\x0b\x32\x10.baton.v1.Worker\x12,\n\rrefused_pairs\x18\x03 \x03(\x0b\x32\x15.baton.v1.RefusedPair\x12\x1c\n\x14\x65xpired_incarnations\x18\x04 \x03(\t2\xdc\x01\n\x12KvDirectoryService\x12\x41\n\x08Register\x12\x19.baton.v1.RegisterRequest\x1a\x1a.baton.v1.RegisterResponse\x12G\n\nDeregister\x12\x1b.baton.v1.DeregisterRequest\x1a\x1c.baton.v1.DeregisterResponse\x12:\n\x05Watch\x12\x16.baton.v1.WatchRequest\x1a\x17.baton.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,8 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEREGISTERRESPONSE']._serialized_end=365
   _globals['_WATCHREQUEST']._serialized_start=367
   _globals['_WATCHREQUEST']._serialized_end=381
-  _globals['_WATCHRESPONSE']._serialized_start=383
-  _globals['_WATCHRESPONSE']._serialized_end=497
-  _globals['_KVDIRECTORYSERVICE']._serialized_start=500
-  _globals['_KVDIRECTORYSERVICE']._serialized_end=720
+  _globals['_WATCHRESPONSE']._serialized_start=384
+  _globals['_WATCHRESPONSE']._serialized_end=528
+  _globals['_KVDIRECTORYSERVICE']._serialized_start=531
+  _globals['_KVDIRECTORYSERVICE']._serialized_end=751
 # @@protoc_insertion_point(module_scope)

@@ -170,6 +170,7 @@ class WatchResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     REFUSED_PAIRS_FIELD_NUMBER: _builtins.int
+    EXPIRED_INCARNATIONS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Counts changes; starts at random with each start of the directory."""
     @_builtins.property
@@ -180,16 +181,23 @@ class WatchResponse(_message.Message):
     def refused_pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedPair]:
         """Pairs that must not be routed together."""
 
+    @_builtins.property
+    def expired_incarnations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Incarnations of workers whose lease ended without a word from them. A worker that is neither here nor a member has
+        said that it leaves, or another incarnation has taken its place.
+        """
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         workers: _abc.Iterable[_types_pb2.Worker] | None = ...,
         refused_pairs: _abc.Iterable[Global___RefusedPair] | None = ...,
+        expired_incarnations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused_pairs", b"refused_pairs", "revision", b"revision", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expired_incarnations", b"expired_incarnations", "refused_pairs", b"refused_pairs", "revision", b"revision", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,7 @@ from services.common.rpc.tracing import trace_metadata
 from services.common.types import Membership, RefusedPair, WorkerInfo
 from services.kvtransfer.directory.config import DEFAULT_LEASE_S
 from services.kvtransfer.directory.convert import membership_from_proto, refused_from_proto, register_request
-from services.kvtransfer.directory.view import MembershipView
+from services.kvtransfer.directory.view import Hears, MembershipView
 
 CALL_TIMEOUT_S = 5.0
 MIN_BACKOFF_S = 0.1
@@ -85,15 +85,18 @@ class DirectoryClient:
             call.cancel()
 
 
-async def watch_membership(address: str, grace_s: float = DEFAULT_LEASE_S) -> AsyncGenerator[Membership, None]:
+async def watch_membership(
+    address: str, hears: Hears, grace_s: float = DEFAULT_LEASE_S
+) -> AsyncGenerator[Membership, None]:
     """Yields what to believe about the membership, for as long as the caller asks; never ends by itself.
 
-    The last snapshot stands while the directory is away; members that a restarted directory does not know yet are kept
-    for `grace_s` seconds, which should be its lease. Nothing is yielded before the first snapshot.
+    The last snapshot stands while the directory is away. Members that a restarted directory does not know yet, or whose
+    leases ended, are kept for `grace_s` seconds, which should be its lease, and then for as long as `hears` says that
+    the caller hears them itself. Nothing is yielded before the first snapshot.
 
     Cancel: safe; the channel is closed.
     """
-    view = MembershipView(grace_s)
+    view = MembershipView(grace_s, hears)
     snapshots: asyncio.Queue[Membership] = asyncio.Queue(maxsize=1)
     follower = asyncio.create_task(_follow(address, snapshots), name=f"directory-watch-{address}")
     believed: Membership | None = None

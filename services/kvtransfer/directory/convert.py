@@ -48,6 +48,7 @@ def membership_from_proto(message: pb.WatchResponse) -> Membership:
         revision=message.revision,
         workers=tuple(worker_from_proto(worker, f"workers[{i}]") for i, worker in enumerate(known)),
         refused_pairs=tuple(refused_from_proto(pair) for pair in message.refused_pairs),
+        expired=tuple(message.expired_incarnations),
     )
 
 
@@ -57,6 +58,7 @@ def membership_to_proto(membership: Membership) -> pb.WatchResponse:
         revision=membership.revision,
         workers=[worker_to_proto(worker) for worker in membership.workers],
         refused_pairs=[refused_to_proto(pair) for pair in membership.refused_pairs],
+        expired_incarnations=membership.expired,
     )
 
 

@@ -6,7 +6,8 @@ A worker is known by its id; its incarnation says which start of it is meant:
       ▲                    │  └──register (new incarnation)──▶ member, the old incarnation is replaced for good
       └──lease ended, or deregistered by its own incarnation──┘
 
-Knows neither clocks, sockets nor protobuf.
+Of those whose lease ended the last incarnation is remembered until it deregisters or its worker registers again: they
+fell silent, which watchers may know better. Knows neither clocks, sockets nor protobuf.
 """
 
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Registry:
         self._max_members = max_members
         self._revision = first_revision
         self._members: dict[str, _Member] = {}
+        self._expired: dict[str, str] = {}  # incarnations by worker id, the latest to expire last
         self._refused: dict[tuple[str, str], RefusedPair] = {}
         self._snapshot: Membership | None = None
 
@@ -74,6 +76,7 @@ class Registry:
                 message = f"the directory holds {self._max_members} workers, as many as it may"
                 raise Overloaded(f"{message}; run another one for another deployment", retry_after_s=self.lease_s)
             self._members[worker.worker_id] = _Member(worker, now + self.lease_s)
+            self._expired.pop(worker.worker_id, None)
             self._change(worker)
         elif worker.incarnation in member.replaced:
             raise InvalidRequest(
@@ -89,7 +92,11 @@ class Registry:
         return tuple(pair for key, pair in sorted(self._refused.items()) if worker.worker_id in key)
 
     def deregister(self, worker_id: str, incarnation: str) -> bool:
-        """Leaves; False, and nothing happens, unless this very incarnation is the member."""
+        """Leaves; False, and nothing happens, unless this very incarnation is the member, or was until it expired."""
+        if self._expired.get(worker_id) == incarnation:
+            del self._expired[worker_id]
+            self._revise()
+            return True
         member = self._members.get(worker_id)
         if member is None or member.worker.incarnation != incarnation:
             return False
@@ -100,7 +107,10 @@ class Registry:
         """Drops the members whose leases have ended, and gives them."""
         gone = tuple(member.worker for member in self._members.values() if member.lease_end <= now)
         for worker in gone:
+            self._expired[worker.worker_id] = worker.incarnation
             self._drop(worker.worker_id)
+        for worker_id in list(self._expired)[: -self._max_members]:
+            del self._expired[worker_id]
         return gone
 
     def renew_all(self, now: float) -> None:
@@ -117,7 +127,9 @@ class Registry:
         if self._snapshot is None:
             workers = tuple(member.worker for _, member in sorted(self._members.items()))
             refused = tuple(pair for _, pair in sorted(self._refused.items())[:MAX_REFUSED_PAIRS])
-            self._snapshot = Membership(revision=self._revision, workers=workers, refused_pairs=refused)
+            self._snapshot = Membership(
+                revision=self._revision, workers=workers, refused_pairs=refused, expired=tuple(self._expired.values())
+            )
         return self._snapshot
 
     def stats(self) -> dict[str, int]:
