@@ -7,6 +7,7 @@ from collections.abc import Sequence
 # Imported on demand: what asks a frontend or a worker at an address needs no torch.
 COMMANDS = {
     "serve": "a cluster through its public API: split against colocated, or one that runs",
+    "goodput": "the highest request rate at which latency targets are met, of the same targets",
     "decode": "decode steps of an engine or of one worker: time per output token by batch and context",
     "prefill": "prompts on an engine or on one worker: tokens per second by length and batch",
     "transfer": "the handoff, between two processes or from one prefill worker",

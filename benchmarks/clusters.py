@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import pathlib
+import re
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -21,22 +22,43 @@ CLUSTERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A frontend to measure."""
+_CHUNK_FLAGS = {"split": "prefill_args", "colocated": "decode_args"}
+_VARIANT = re.compile(rf"({'|'.join(CLUSTERS)})(?:-([1-9]\d*))?")
 
-    name: str
-    address: str
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A local cluster: a key of `CLUSTERS`, and the most tokens in a step that computes prompts; 0 is the default."""
+
+    kind: str
+    chunk_tokens: int = 0
+
+    def settings(self) -> dict[str, object]:
+        """What it asks of `baton up`."""
+        chunk = {_CHUNK_FLAGS[self.kind]: f"max-num-batched-tokens={self.chunk_tokens}"} if self.chunk_tokens else {}
+        return {**CLUSTERS[self.kind], **chunk}
+
+
+def parse_variant(text: str) -> Variant:
+    """Reads `split`, `colocated`, or either with a number of tokens, such as `colocated-256`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    found = _VARIANT.fullmatch(text)
+    if found is None:
+        raise ValueError(f"{text!r} is none of {', '.join(CLUSTERS)}, alone or with tokens of a step as in split-512")
+    return Variant(found[1], int(found[2] or 0))
 
 
 @contextlib.asynccontextmanager
 async def local_clusters(
     names: Sequence[str], checkpoint: pathlib.Path, dtype: str, start_timeout_s: float
-) -> AsyncGenerator[list[Target]]:
+) -> AsyncGenerator[list[ClusterPlan]]:
     """Starts clusters of one checkpoint, each over all cores, and stops them; one that is not asked only sleeps.
 
     Args:
-        names: keys of `CLUSTERS`.
+        names: as `parse_variant` reads them.
         checkpoint: directory of the model.
         dtype: element type of weights and KV; empty for the worker's default.
         start_timeout_s: time for each cluster to become ready.
@@ -47,17 +69,17 @@ async def local_clusters(
     gpus = await asyncio.to_thread(count_gpus)
     ports = FreePorts("127.0.0.1")
     async with contextlib.AsyncExitStack() as stack:
-        targets: list[Target] = []
+        plans: list[ClusterPlan] = []
         for name in names:
             settings = UpSettings.model_validate(
-                {"model": str(checkpoint), "dtype": dtype, "port": 0, **CLUSTERS[name]}
+                {"model": str(checkpoint), "dtype": dtype, "port": 0, **parse_variant(name).settings()}
             )
             wanted = cluster_settings(settings, str(checkpoint), "cuda" if gpus else "cpu")
             plan = plan_cluster(wanted, ordered_cores(), gpus, ports.take)
             logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="baton-bench-"))
             await stack.enter_async_context(_running(plan, pathlib.Path(logs), start_timeout_s))
-            targets.append(Target(name, plan.of_role("frontend")[0].address))
-        yield targets
+            plans.append(plan)
+        yield plans
 
 
 @contextlib.asynccontextmanager

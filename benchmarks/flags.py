@@ -25,6 +25,11 @@ def positive(text: str) -> float:
     return _read(text, float, lambda value: 0 < value < float("inf"), "must be above 0")
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    return _read(text, float, lambda value: 0 <= value <= 1, "must be from 0 to 1")
+
+
 def whole(text: str) -> int:
     """A whole number, 0 included."""
     return _read(text, int, lambda value: value >= 0, "must be 0 or more")

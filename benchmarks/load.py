@@ -1,4 +1,4 @@
-"""Sends planned requests to a frontend and takes the time of every token.
+"""Sends planned requests and takes the time of every token.
 
 Open loop: each request leaves at its planned time, whatever became of the others; how late it really left is recorded.
 Closed loop: a fixed number is under way, each followed by the next. A failed request is counted, never repeated.
@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from benchmarks.answers import Answers, Told
 from benchmarks.plan import Plan, Planned
 from services.common.errors import BatonError
-from services.common.sampling import SamplingParams
 from services.common.types import StageTimes, Usage
-from services.frontend.client import GenerationClient
-from services.frontend.request import Completion, GenerationRequest, TokenPrompt
 
 WRONG_LENGTH = "WrongLength"
 
@@ -45,56 +43,61 @@ class Run:
 
 
 class Load:
-    """Sends a plan with its prompts through one client; `on_end` is called after each request."""
+    """Sends plans with their prompts to one target."""
 
-    def __init__(self, client: GenerationClient, timeout_s: float, on_end: Callable[[], None]) -> None:
-        self._client = client
+    def __init__(self, answers: Answers, timeout_s: float) -> None:
+        self._answers = answers
         self._timeout_s = timeout_s
-        self._on_end = on_end
 
-    async def run(self, plan: Plan, prompts: Sequence[Sequence[int]]) -> Run:
-        """Sends everything and returns once every request has ended."""
+    async def run(self, plan: Plan, prompts: Sequence[Sequence[int]], on_end: Callable[[], None]) -> Run:
+        """Sends everything and returns once every request has ended; `on_end` is called after each."""
         run = Run()
         began = time.monotonic()
         waiting = iter(zip(plan.requests, prompts, strict=True))
+        one = _One(self._answers, self._timeout_s, run, began, on_end)
         async with asyncio.TaskGroup() as group:
             if plan.concurrency is None:
                 for planned, prompt in waiting:
-                    group.create_task(self._at_its_time(run, planned, prompt, began))
+                    group.create_task(one.at_its_time(planned, prompt))
             else:
                 for _ in range(plan.concurrency):
-                    group.create_task(self._one_by_one(run, waiting, began))
+                    group.create_task(one.after_another(waiting))
         run.ended = time.monotonic() - began
         return run
 
-    async def _at_its_time(self, run: Run, planned: Planned, prompt: Sequence[int], began: float) -> None:
-        await asyncio.sleep(max(0.0, began + planned.arrival_s - time.monotonic()))
-        lag = time.monotonic() - began - planned.arrival_s
-        await self._one(run, planned, prompt, began, lag)
 
-    async def _one_by_one(self, run: Run, waiting: Iterator[tuple[Planned, Sequence[int]]], began: float) -> None:
+@dataclass(frozen=True, slots=True)
+class _One:
+    """Sends one request of a run and notes what came of it."""
+
+    answers: Answers
+    timeout_s: float
+    run: Run
+    began: float
+    on_end: Callable[[], None]
+
+    async def at_its_time(self, planned: Planned, prompt: Sequence[int]) -> None:
+        await asyncio.sleep(max(0.0, self.began + planned.arrival_s - time.monotonic()))
+        await self._send(planned, prompt, time.monotonic() - self.began - planned.arrival_s)
+
+    async def after_another(self, waiting: Iterator[tuple[Planned, Sequence[int]]]) -> None:
         for planned, prompt in waiting:
-            await self._one(run, planned, prompt, began, 0.0)
+            await self._send(planned, prompt, 0.0)
 
-    async def _one(self, run: Run, planned: Planned, prompt: Sequence[int], began: float, lag: float) -> None:
-        sampling = SamplingParams(temperature=0.0, max_tokens=planned.output_tokens, ignore_eos=True)
+    async def _send(self, planned: Planned, prompt: Sequence[int], lag: float) -> None:
         sent = time.monotonic()
-        request = GenerationRequest(
-            request_id="", prompt=TokenPrompt(tuple(prompt)), sampling=sampling, deadline=sent + self._timeout_s
-        )
         tokens: list[float] = []
-        completion: Completion | None = None
+        told: Told | None = None
         try:
-            async for output in self._client.generate(request):
-                now = time.monotonic() - began
-                tokens += [now for delta in output.deltas for _ in delta.tokens]
-                completion = output.completion or completion
+            async for piece in self.answers.ask(prompt, planned.output_tokens, sent + self.timeout_s):
+                tokens += [time.monotonic() - self.began] * piece.num_tokens
+                told = piece.told or told
         except BatonError as error:
-            run.errors[type(error).__name__] += 1
+            self.run.errors[type(error).__name__] += 1
         else:
-            if completion is not None and len(tokens) == planned.output_tokens:
-                told = (completion.stages, completion.usage)
-                run.timings.append(Timing(sent - began, tuple(tokens), *told, lag, completion.colocated))
+            if told is not None and len(tokens) == planned.output_tokens:
+                timing = Timing(sent - self.began, tuple(tokens), told.stages, told.usage, lag, told.colocated)
+                self.run.timings.append(timing)
             else:
-                run.errors[WRONG_LENGTH] += 1
-        self._on_end()
+                self.run.errors[WRONG_LENGTH] += 1
+        self.on_end()

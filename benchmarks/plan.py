@@ -9,6 +9,15 @@ from benchmarks.span import Span
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """How long requests are; `share` is how many of all requests are of this shape."""
+
+    prompt_tokens: Span
+    output_tokens: Span
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """One request: seconds after the start, tokens of its prompt, tokens of its answer."""
 
@@ -30,16 +39,21 @@ class Plan:
         return max(request.prompt_tokens + request.output_tokens for request in self.requests)
 
 
-def make_plan(
-    arrivals: Sequence[float], prompt_tokens: Span, output_tokens: Span, seed: int, concurrency: int | None = None
-) -> Plan:
-    """A request for each arrival, of random lengths within the spans.
+def make_plan(arrivals: Sequence[float], shapes: Sequence[Shape], seed: int, concurrency: int | None = None) -> Plan:
+    """A request for each arrival, of random lengths within the spans of its shape.
+
+    The shapes' shares are kept to as exactly as the number of requests allows, in random order.
 
     Raises:
         ValueError: there are no arrivals.
     """
     rng = random.Random(f"lengths/{seed}")
-    requests = tuple(Planned(at, prompt_tokens.draw(rng), output_tokens.draw(rng)) for at in arrivals)
+    drawn = _spread(shapes, len(arrivals))
+    rng.shuffle(drawn)
+    requests = tuple(
+        Planned(at, shape.prompt_tokens.draw(rng), shape.output_tokens.draw(rng))
+        for at, shape in zip(arrivals, drawn, strict=True)
+    )
     return _checked(Plan(requests, concurrency))
 
 
@@ -63,10 +77,22 @@ def random_prompt(rng: random.Random, length: int, tokens: Sequence[int]) -> tup
     return tuple(rng.choices(tokens, k=length))
 
 
+def random_prompts(plan: Plan, tokens: Sequence[int], seed: str) -> list[tuple[int, ...]]:
+    """A prompt for each request of a plan; the same seed gives the same ones."""
+    rng = random.Random(seed)
+    return [random_prompt(rng, request.prompt_tokens, tokens) for request in plan.requests]
+
+
 def ordinary_tokens(vocab_size: int, eos_token_ids: Iterable[int], first: int = 16) -> list[int]:
     """Ids that are no special tokens in common vocabularies: not the first few, none that ends an answer."""
     special = set(eos_token_ids)
     return [token for token in range(first, vocab_size) if token not in special]
+
+
+def _spread(shapes: Sequence[Shape], count: int) -> list[Shape]:
+    """So many shapes, each as often as its share says; the first one gets what rounding leaves."""
+    rest = [shape for shape in shapes[1:] for _ in range(round(shape.share * count))]
+    return [*rest[:count], *[shapes[0]] * (count - len(rest))]
 
 
 def _row(number: int, line: str) -> Planned:

@@ -6,8 +6,6 @@ that a drift of the machine falls on all of them.
 """
 
 import asyncio
-import contextlib
-import random
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,18 +16,16 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.clusters import Target, local_clusters
-from benchmarks.load import Load, Run
-from benchmarks.plan import Plan, ordinary_tokens, random_prompt
+from benchmarks.load import Run
+from benchmarks.plan import Plan, random_prompts
 from benchmarks.progress import make_progress
 from benchmarks.report import write_report
 from benchmarks.serve_options import ServeOptions, parse_options
 from benchmarks.stats import medians
 from benchmarks.summary import STAGES, figures
+from benchmarks.targets import Target, open_targets, prompt_tokens
 from services.cli.local_cluster import ClusterFailed
-from services.common.checkpoint import read_model_facts, resolve_checkpoint
 from services.common.config import ConfigError
-from services.frontend.client import GenerationClient
 
 ROWS = {
     "completed": "completed requests",
@@ -80,42 +76,27 @@ async def measure(options: ServeOptions) -> Rounds:
         ConfigError: there is no such checkpoint, or it cannot hold the longest request.
         ClusterFailed: a local cluster did not become ready.
     """
-    checkpoint = resolve_checkpoint(options.model)
-    facts = read_model_facts(checkpoint)
-    if options.plan.longest > facts.max_position:
-        raise ConfigError(f"a request takes {options.plan.longest} tokens, the model at most {facts.max_position}")
-    tokens = ordinary_tokens(facts.vocab_size, facts.eos_token_ids)
-    async with contextlib.AsyncExitStack() as stack:
-        if options.address:
-            targets = [Target("frontend", options.address)]
-        else:
-            wanted = local_clusters(options.clusters, checkpoint, options.dtype, options.start_timeout_s)
-            targets = await stack.enter_async_context(wanted)
-        clients = {each.name: await stack.enter_async_context(GenerationClient(each.address)) for each in targets}
-        progress = stack.enter_context(make_progress())
-        return await _rounds(options, clients, tokens, progress)
+    tokens = prompt_tokens(options.targets.model, options.plan.longest)
+    async with open_targets(options.targets) as targets:
+        with make_progress() as progress:
+            return await _rounds(options, targets, tokens, progress)
 
 
 async def _rounds(
-    options: ServeOptions, clients: dict[str, GenerationClient], tokens: Sequence[int], progress: Progress
+    options: ServeOptions, targets: dict[str, Target], tokens: Sequence[int], progress: Progress
 ) -> Rounds:
-    found: Rounds = {name: [] for name in clients}
+    found: Rounds = {name: [] for name in targets}
     warmup = Plan(options.plan.requests[: options.warmups], max(1, options.warmups))
     for index in range(-1 if warmup.requests else 0, options.rounds):
         plan = warmup if index < 0 else options.plan
-        prompts = _prompts(plan, tokens, f"prompts/{options.seed}/{index}")
-        for name in list(clients) if index % 2 == 0 else reversed(clients):
+        prompts = random_prompts(plan, tokens, f"prompts/{options.seed}/{index}")
+        for name in list(targets) if index % 2 == 0 else reversed(targets):
             title = f"{name}: warm-up" if index < 0 else f"{name}: round {index + 1} of {options.rounds}"
             task = progress.add_task(title, total=len(plan.requests))
-            run = await Load(clients[name], options.timeout_s, partial(progress.advance, task)).run(plan, prompts)
+            run = await targets[name].run(plan, prompts, partial(progress.advance, task))
             if index >= 0:
                 found[name].append(run)
     return found
-
-
-def _prompts(plan: Plan, tokens: Sequence[int], seed: str) -> list[tuple[int, ...]]:
-    rng = random.Random(seed)
-    return [random_prompt(rng, request.prompt_tokens, tokens) for request in plan.requests]
 
 
 def _result(options: ServeOptions, runs: Sequence[Run]) -> Result:

@@ -6,29 +6,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How one request went, in milliseconds; an answer of one token has no TPOT and no gap between tokens."""
+
+    ttft_ms: float
+    tpot_ms: float | None = None
+    longest_itl_ms: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slo:
-    """Targets in milliseconds; a target that is None is always met."""
+    """Targets in milliseconds; a target that is None is always met. `itl_ms` is for the longest gap of a request."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    itl_ms: float | None = None
 
-    def is_met(self, ttft_ms: float, tpot_ms: float | None) -> bool:
-        """True where both targets are met; an answer of one token has no TPOT and cannot miss that target."""
-        return (self.ttft_ms is None or ttft_ms <= self.ttft_ms) and (
-            self.tpot_ms is None or tpot_ms is None or tpot_ms <= self.tpot_ms
+    def is_met(self, latency: Latency) -> bool:
+        """True where every target is met; what a request does not have cannot miss its target."""
+        pairs = (
+            (latency.ttft_ms, self.ttft_ms),
+            (latency.tpot_ms, self.tpot_ms),
+            (latency.longest_itl_ms, self.itl_ms),
         )
+        return all(value is None or target is None or value <= target for value, target in pairs)
 
 
-def attainment(slo: Slo, latencies: Sequence[tuple[float, float | None]], num_sent: int) -> float:
-    """Share of the requests sent, failed ones included, that met both targets.
+def attainment(slo: Slo, latencies: Sequence[Latency], num_sent: int) -> float:
+    """Share of the requests sent, failed ones included, that met every target.
 
     Args:
         slo: the targets.
-        latencies: (TTFT, TPOT) in milliseconds of each completed request.
+        latencies: of each completed request.
         num_sent: completed and failed requests; 0 gives 0.
     """
-    return sum(slo.is_met(*latency) for latency in latencies) / num_sent if num_sent else 0.0
+    return sum(slo.is_met(latency) for latency in latencies) / num_sent if num_sent else 0.0
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from benchmarks.load import Run, Timing
-from benchmarks.stats import Slo, attainment, distribution, percentile
+from benchmarks.stats import Latency, Slo, attainment, distribution, percentile
 
 __all__ = ["STAGES", "figures", "percentile", "summarize"]
 
@@ -43,10 +43,15 @@ def figures(run: Run, slo: Slo) -> dict[str, float]:
     if completed:
         found |= summarize(_MeanPrompt(run.timings), run.timings, run.ended) | _totals(run)
     if slo != Slo():
-        latencies = [(_ttft(timing) * _MS, _tpot_ms(timing)) for timing in run.timings]
-        found["slo_attainment"] = attainment(slo, latencies, completed + failed)
+        found["slo_attainment"] = attainment(slo, [latency(timing) for timing in run.timings], completed + failed)
         found["request_goodput"] = found["slo_attainment"] * (completed + failed) / run.ended
     return found
+
+
+def latency(timing: Timing) -> Latency:
+    """How one request went."""
+    gaps = _gaps(timing)
+    return Latency(_ttft(timing) * _MS, _tpot_ms(timing), max(gaps) * _MS if gaps else None)
 
 
 def summarize(workload: Asked, timings: Sequence[Timing], ended: float = 0.0) -> dict[str, float]:

@@ -67,6 +67,25 @@ def test_a_frontend_that_is_not_there_fails_the_benchmark(tmp_path: pathlib.Path
     assert "median_ttft_ms" not in result
 
 
+def test_goodput_is_searched_on_a_mixed_load(tmp_path: pathlib.Path) -> None:
+    """Every target takes probes in turn; the report has them all, and what a target met is its goodput."""
+    out = tmp_path / "found.json"
+    short = ("--prompt-tokens", "20:40", "--output-tokens", "4", "--long-share", "0.25", "--long-prompt-tokens", "200")
+    size = ("--requests", "4", "--probe-s", "0.5", "--probes", "2", "--first-rate", "4", "--warmups", "1")
+    done = bench(
+        "goodput", "--clusters", "split,colocated-64", *short, "--long-output-tokens", "2", *size,
+        "--slo-ttft-ms", "60000", "--slo-itl-ms", "60000", "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())["results"]
+    assert set(results) == {"split", "colocated-64"}
+    for result in results.values():
+        assert (result["goodput"], result["missed_rate"]) == (8.0, None)
+        assert [probe["request_rate"] for probe in result["probes"]] == [4.0, 8.0]
+        assert all((probe["completed"], probe["failed"]) == (4, 0) for probe in result["probes"])
+        assert all(probe["total_output_tokens"] == 3 * 4 + 2 for probe in result["probes"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "figures"),
     [

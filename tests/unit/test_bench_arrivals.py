@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.arrivals import at_once, poisson_arrivals
-from benchmarks.plan import Planned, make_plan, ordinary_tokens, read_trace
+from benchmarks.plan import Planned, Shape, make_plan, ordinary_tokens, read_trace
 from benchmarks.span import Span, parse_span
 
 
@@ -39,19 +39,28 @@ def test_a_rate_of_nothing_is_an_error() -> None:
 
 def test_a_plan_keeps_to_its_spans_and_its_seed() -> None:
     """Lengths lie in their ranges, vary, and are the same for the same seed."""
-    plan = make_plan(at_once(200), Span(3, 9), Span(4, 4), seed=1, concurrency=8)
+    plan = make_plan(at_once(200), [Shape(Span(3, 9), Span(4, 4))], seed=1, concurrency=8)
     assert plan.concurrency == 8
     assert {request.prompt_tokens for request in plan.requests} == set(range(3, 10))
     assert {request.output_tokens for request in plan.requests} == {4}
     assert plan.longest == 13
-    assert plan == make_plan(at_once(200), Span(3, 9), Span(4, 4), seed=1, concurrency=8)
-    assert plan != make_plan(at_once(200), Span(3, 9), Span(4, 4), seed=2, concurrency=8)
+    assert plan == make_plan(at_once(200), [Shape(Span(3, 9), Span(4, 4))], seed=1, concurrency=8)
+    assert plan != make_plan(at_once(200), [Shape(Span(3, 9), Span(4, 4))], seed=2, concurrency=8)
+
+
+@given(count=st.integers(1, 200), share=st.floats(0, 1), seed=st.integers())
+def test_a_mixed_plan_keeps_its_shares(count: int, share: float, seed: int) -> None:
+    """As many long prompts as their share says, whatever the seed, and all others are of the first shape."""
+    shapes = [Shape(Span(2, 3), Span(5, 5), 1 - share), Shape(Span(90, 99), Span(1, 1), share)]
+    requests = make_plan(at_once(count), shapes, seed).requests
+    assert sum(request.prompt_tokens >= 90 for request in requests) == round(share * count)
+    assert all((request.prompt_tokens < 4) == (request.output_tokens == 5) for request in requests)
 
 
 def test_a_plan_needs_a_request() -> None:
     """Nothing to send is an error, whoever asked for it."""
     with pytest.raises(ValueError, match="no request"):
-        make_plan((), Span(1, 1), Span(1, 1), seed=0)
+        make_plan((), [Shape(Span(1, 1), Span(1, 1))], seed=0)
     with pytest.raises(ValueError, match="no request"):
         read_trace(["", "  "])
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.load import Run, Timing
-from benchmarks.stats import Slo, attainment, distribution, medians, percentile
-from benchmarks.summary import figures
+from benchmarks.stats import Latency, Slo, attainment, distribution, medians, percentile
+from benchmarks.summary import figures, latency
 from services.common.types import StageTimes, Usage
 
 VALUES = st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50)
@@ -45,17 +45,28 @@ def test_a_distribution_is_named_after_its_value() -> None:
 
 @pytest.mark.parametrize(
     ("latency", "is_met"),
-    [((100.0, 10.0), True), ((100.1, 10.0), False), ((100.0, 10.1), False), ((100.0, None), True)],
+    [
+        (Latency(100.0, 10.0, 30.0), True),
+        (Latency(100.1, 10.0, 30.0), False),
+        (Latency(100.0, 10.1, 30.0), False),
+        (Latency(100.0, 10.0, 30.1), False),
+        (Latency(100.0), True),
+    ],
 )
-def test_a_request_must_meet_both_targets(latency: tuple[float, float | None], is_met: bool) -> None:
-    """The target itself is met; an answer of one token has no TPOT to miss."""
-    assert Slo(ttft_ms=100.0, tpot_ms=10.0).is_met(*latency) is is_met
+def test_a_request_must_meet_every_target(latency: Latency, is_met: bool) -> None:
+    """The target itself is met; an answer of one token has no TPOT and no gap to miss."""
+    assert Slo(ttft_ms=100.0, tpot_ms=10.0, itl_ms=30.0).is_met(latency) is is_met
+
+
+def test_a_target_that_is_not_set_is_met() -> None:
+    """However slow the request was."""
+    assert Slo(ttft_ms=100.0).is_met(Latency(100.0, 1e6, 1e6))
 
 
 def test_failed_requests_miss_their_targets() -> None:
     """Attainment is a share of what was sent: shedding requests does not raise it."""
     slo = Slo(ttft_ms=100.0)
-    assert attainment(slo, [(50.0, None), (150.0, None)], 4) == 0.25
+    assert attainment(slo, [Latency(50.0), Latency(150.0)], 4) == 0.25
     assert attainment(slo, [], 0) == 0.0
 
 
@@ -97,6 +108,13 @@ def test_the_figures_of_a_run_are_what_their_names_say() -> None:
         "request_goodput": 0.25,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_longest_gap_of_a_request_counts() -> None:
+    """One pause among many quick tokens is what a strict ITL target is for."""
+    timing = Timing(1.0, (1.5, 1.6, 2.0, 2.0, 2.1), StageTimes())
+    assert latency(timing) == Latency(500.0, pytest.approx(150.0), pytest.approx(400.0))
+    assert latency(Timing(1.0, (1.5,), StageTimes())) == Latency(500.0)
 
 
 def test_a_run_without_answers_has_no_latencies() -> None:
