@@ -27,6 +27,7 @@ DEFAULT_PORTS = {
     "frontend": ports.FRONTEND,
 }
 WORKER_ROLES = ("prefill", "decode", "colocated")
+RANKS_FLAG = "tensor-parallel-size"
 STOP_ORDER = ("frontend", "decode", "colocated", "prefill", "kvtransfer")
 
 Flags = Mapping[str, str]
@@ -100,13 +101,14 @@ def plan_cluster(
     """
     roles = [role for role in WORKER_ROLES for _ in range(settings.counts.get(role, 0))]
     on_gpus = settings.device == "cuda"
-    places = _on_gpus(settings, len(roles), num_gpus) if on_gpus else _on_cores(cores, len(roles))
+    ranks = [_num_ranks(settings, role) for role in roles]
+    places = _on_gpus(settings, len(roles), num_gpus) if on_gpus else _on_cores(cores, ranks)
     planner = _Planner(settings, take_port)
     processes = [planner.plan("kvtransfer", Place())]
     planner.directory = processes[0].address
     processes += [planner.plan(role, place) for role, place in zip(roles, places, strict=True)]
     processes += [planner.plan("frontend", Place()) for _ in range(settings.counts.get("frontend", 0))]
-    return ClusterPlan(processes=tuple(processes), notes=tuple(_notes(settings, len(cores), len(roles), num_gpus)))
+    return ClusterPlan(processes=tuple(processes), notes=tuple(_notes(settings, len(cores), ranks, num_gpus)))
 
 
 class _Planner:
@@ -156,11 +158,22 @@ def spell_flags(flags: Flags) -> tuple[str, ...]:
     return tuple(f"--{name}={value}" if value else f"--{name}" for name, value in flags.items())
 
 
-def _on_cores(cores: Sequence[int], workers: int) -> list[Place]:
-    """Cores and a thread each; waiting threads sleep instead of spinning on a core that another worker may need."""
+def _num_ranks(settings: ClusterSettings, role: str) -> int:
+    """Processes that share the model in each worker of a role; what is no number its own process will refuse."""
+    given = settings.flags.get(role, {}).get(RANKS_FLAG, "1")
+    return max(1, int(given)) if given.isdecimal() else 1
+
+
+def _on_cores(cores: Sequence[int], ranks: Sequence[int]) -> list[Place]:
+    """Cores for each worker, as many shares as it has ranks, and a thread for each.
+
+    Waiting threads sleep instead of spinning on a core that another worker may need.
+    """
+    shares = iter(divide(cores, sum(ranks)) if ranks else [])
+    by_worker = [list(dict.fromkeys(core for _ in range(count) for core in next(shares))) for count in ranks]
     return [
         Place(
-            cores=share,
+            cores=tuple(share),
             flags={"cpus": spell(share), "threads": str(len(share))},
             env={
                 "OMP_NUM_THREADS": str(len(share)),
@@ -170,7 +183,7 @@ def _on_cores(cores: Sequence[int], workers: int) -> list[Place]:
                 "KMP_BLOCKTIME": "0",
             },
         )
-        for share in (divide(cores, workers) if workers else [])
+        for share in by_worker
     ]
 
 
@@ -188,8 +201,10 @@ def _on_gpus(settings: ClusterSettings, workers: int, num_gpus: int) -> list[Pla
     ]
 
 
-def _notes(settings: ClusterSettings, cores: int, workers: int, num_gpus: int) -> Iterator[str]:
-    if settings.device == "cpu" and workers > cores:
-        yield f"{workers} workers share {cores} core{'s' * (cores > 1)}: they will slow each other down"
+def _notes(settings: ClusterSettings, cores: int, ranks: Sequence[int], num_gpus: int) -> Iterator[str]:
+    workers = len(ranks)
+    if settings.device == "cpu" and sum(ranks) > cores:
+        what = f"{workers} workers" if sum(ranks) == workers else f"{workers} workers of {sum(ranks)} processes"
+        yield f"{what} share {cores} core{'s' * (cores > 1)}: they will slow each other down"
     if settings.device == "cuda" and workers > num_gpus:
         yield f"{workers} workers share {num_gpus} GPU{'s' * (num_gpus > 1)} and memory"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from services.cli.cluster_plan import WORKER_ROLES, ClusterSettings
+from services.cli.cluster_plan import RANKS_FLAG, WORKER_ROLES, ClusterSettings
 from services.common.config import ConfigError, Settings
 from services.common.rpc.security import ClientSecurity, new_client_security
 from services.common.security_settings import SecuritySettings
@@ -46,6 +46,12 @@ class LocalSettings(Settings):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of a GPU that its workers get together.")
     block_size: int | None = Field(None, description="Token positions in a KV block.")
     num_blocks: int | None = Field(None, description="KV blocks of each worker.")
+    prefill_tensor_parallel: int = Field(
+        1, ge=1, le=64, description="Processes that share the model in each prefill worker; they share its cores too."
+    )
+    decode_tensor_parallel: int = Field(
+        1, ge=1, le=64, description="The same in each decode or colocated worker; the tiers need not agree."
+    )
     prefill_args: str = Field("", description=_SEPARATE.format("prefill workers", "max-num-batched-tokens=512"))
     decode_args: str = Field("", description=_SEPARATE.format("decode and colocated workers", "max-num-seqs=16"))
     frontend_args: str = Field("", description=_SEPARATE.format("frontends", "log-level=debug"))
@@ -83,11 +89,13 @@ def cluster_settings(settings: UpSettings, checkpoint: str, device: str) -> Clus
     worker = named | spelt(settings, _TO_WORKERS)
     shared = spelt(settings, _TO_ALL)
     public = {"auth-token-file": settings.auth_token_file} if settings.auth_token_file else {}
+    prefill_flags = _ranks(settings.prefill_tensor_parallel) | parse_flags("prefill_args", settings.prefill_args)
+    decode_flags = _ranks(settings.decode_tensor_parallel) | parse_flags("decode_args", settings.decode_args)
     flags = {
         "kvtransfer": shared,
-        "prefill": shared | worker | parse_flags("prefill_args", settings.prefill_args),
-        "decode": shared | worker | parse_flags("decode_args", settings.decode_args),
-        "colocated": shared | worker | {"role": "colocated"} | parse_flags("decode_args", settings.decode_args),
+        "prefill": shared | worker | prefill_flags,
+        "decode": shared | worker | decode_flags,
+        "colocated": shared | worker | {"role": "colocated"} | decode_flags,
         "frontend": shared | public | named | parse_flags("frontend_args", settings.frontend_args),
     }
     return ClusterSettings(
@@ -131,6 +139,10 @@ def parse_flags(setting: str, text: str) -> dict[str, str]:
             raise ConfigError(f"{setting}: {word!r} is not name=value")
         flags[name.lstrip("-").replace("_", "-")] = value
     return flags
+
+
+def _ranks(degree: int) -> dict[str, str]:
+    return {RANKS_FLAG: str(degree)} if degree > 1 else {}
 
 
 def _ports(first_frontend: int) -> dict[str, int]:

@@ -38,3 +38,9 @@ def split_address(address: str) -> tuple[str, int]:
 def reachable_host(host: str) -> str:
     """Host that peers can use for a server that listens on `host`: this machine's name in place of a wildcard."""
     return socket.gethostname() if host in _WILDCARDS else host
+
+
+def free_port(host: str) -> int:
+    """A port that is free now; should somebody take it first, listening fails with a clear error."""
+    with socket.create_server((host, 0)) as server:
+        return server.getsockname()[1]

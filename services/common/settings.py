@@ -151,6 +151,16 @@ class WorkerSettings(QueueSettings):
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads for computing on CPU; 0: one for each core it may use.")
     cpus: str = Field("", description="Cores to run on, such as 0,2-5; empty: all.")
+    tensor_parallel_size: int = Field(
+        1, ge=1, le=64, description="Processes that share the model, its KV heads, cores and threads; CPU only."
+    )
+    rank_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        le=3600,
+        description="Seconds that one of the processes which share a model waits for another in a step; then the "
+        "worker ends.",
+    )
     engine_stall_s: float = Field(
         60.0, ge=0, le=86400, description="Seconds in one step after which the worker is not live any more; 0 never."
     )

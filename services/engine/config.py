@@ -30,7 +30,10 @@ class EngineConfig:
         max_num_batched_tokens: Tokens that one step may feed.
         cpu_kv_bytes: Memory for KV on CPU.
         gpu_memory_utilization: Share of the device's memory for weights, activations and KV together.
-        num_threads: Threads of torch; 0 leaves torch's own choice.
+        num_threads: Threads of torch, of all ranks together; 0 leaves torch's own choice.
+        tensor_parallel: Ranks, each a process of its own, that share the model.
+        rank_cores: Cores of each rank; empty leaves them where the process is.
+        rank_timeout_s: How long one rank waits for another in a step.
     """
 
     checkpoint: Path
@@ -45,6 +48,9 @@ class EngineConfig:
     cpu_kv_bytes: int = 0
     gpu_memory_utilization: float = 0.9
     num_threads: int = 0
+    tensor_parallel: int = 1
+    rank_cores: tuple[tuple[int, ...], ...] = ()
+    rank_timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)
@@ -54,7 +60,7 @@ class EngineConfig:
         for name in ("block_size", "num_blocks", "max_model_len", "cpu_kv_bytes", "num_threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 0 (chosen automatically) or more")
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "tensor_parallel"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 1 or more")
         if not 0 < self.gpu_memory_utilization <= 1:

@@ -24,6 +24,9 @@ from services.engine.paged_kv import PagedKv
 from services.engine.runner import Runner
 from services.engine.sampler import sample_rows
 from services.engine.support import longest_context
+from services.engine.tensor_parallel.link import RankLost
+from services.engine.tensor_parallel.ranks import Ranks, own_config, start_ranks
+from services.engine.tensor_parallel.runner import ShardedRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +44,20 @@ class EngineLimits:
 class Engine:
     """A loaded model, its KV, and one call that advances a batch; `step_times` has what steps lately took, by size."""
 
-    def __init__(self, runner: Runner, kv: PagedKv, layout: KvLayout, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        runner: Runner | ShardedRunner,
+        kv: PagedKv,
+        layout: KvLayout,
+        limits: EngineLimits,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.layout = layout
         self.limits = limits
         self.kv = kv
         self.step_times = TimesBySize()
-        self._runner: Runner | None = runner
+        self._runner: Runner | ShardedRunner | None = runner
+        self._ranks = ranks
         self._steps = self._fed = self._sampled = self._failed = 0
 
     @torch.inference_mode()
@@ -59,6 +70,7 @@ class Engine:
         Raises:
             ValueError: an item feeds no token, or has too few blocks for its tokens; nothing was computed.
             RuntimeError: the engine is closed.
+            RankLost: a rank that has a part of the model is gone; the engine cannot step again.
         """
         if self._runner is None:
             raise RuntimeError("the engine is closed; load another")
@@ -95,11 +107,22 @@ class Engine:
             "sampled_tokens": self._sampled,
             "failed_items": self._failed,
             "kv_bytes": self.kv.num_bytes,
+            **({} if self._ranks is None else self._ranks.stats()),
         }
 
+    def watch(self, report: Callable[[RankLost], None]) -> None:
+        """Reports, once and on any thread, that a rank is gone, also while nothing steps."""
+        if self._ranks is not None:
+            self._ranks.watch(report)
+
     def close(self) -> None:
-        """Drops the model; the engine cannot step again. KV stays until its last reader drops it."""
+        """Drops the model and ends the other ranks; the engine cannot step again.
+
+        KV stays until its last reader drops it. Takes seconds where a rank does not end by itself. Idempotent.
+        """
         self._runner = None
+        if self._ranks is not None:
+            self._ranks.close()
 
     def _count(self, items: Sequence[BatchItem], sampled: Sequence[ItemResult]) -> None:
         self._steps += 1
@@ -115,6 +138,17 @@ def load_engine(config: EngineConfig, progress: Callable[[str], None] | None = N
         ConfigError: the checkpoint, the device or the memory does not allow it; says what to change.
     """
     report = progress or _ignore
+    if config.tensor_parallel == 1:
+        return _load(config, report, None)
+    ranks = start_ranks(config)  # they load while this one does
+    try:
+        return _load(own_config(config, 0), report, ranks)
+    except BaseException:
+        ranks.close()
+        raise
+
+
+def _load(config: EngineConfig, report: Callable[[str], None], ranks: Ranks | None) -> Engine:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     facts = read_model_facts(config.checkpoint)
@@ -122,7 +156,9 @@ def load_engine(config: EngineConfig, progress: Callable[[str], None] | None = N
     max_model_len = longest_context(loaded.config, facts.max_position, config.max_model_len)
     backend = choose_backend(config.attention, loaded.device, loaded.dtype, loaded.shape.layers, config.block_size)
     block_size = config.block_size or default_block_size(backend.name)
-    kv = _allocate(config, loaded, block_size, max_model_len)
+    if ranks is not None:
+        ranks.await_loaded(loaded.facts)
+    kv = _allocate(config, loaded, block_size, max_model_len, ranks)
     for reason in backend.passed_over:
         report(f"attention is not {reason}")
     report(f"attention {backend.name}, {kv.num_blocks} KV blocks of {block_size} tokens, {kv.num_bytes >> 20} MiB")
@@ -135,12 +171,18 @@ def load_engine(config: EngineConfig, progress: Callable[[str], None] | None = N
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
     runner = Runner(loaded.model, loaded.slot, make_backend(backend.name, kv.tensor))
-    return Engine(runner, kv, _layout(config, loaded, block_size), limits)
+    layout = _layout(config, loaded, block_size)
+    if ranks is None:
+        return Engine(runner, kv, layout, limits)
+    group = loaded.group_slot.group = ranks.join(kv.tensor.shape, layout.dtype, backend.name)
+    return Engine(ShardedRunner(runner, group), kv, layout, limits, ranks)
 
 
-def _allocate(config: EngineConfig, loaded: LoadedModel, block_size: int, max_model_len: int) -> PagedKv:
+def _allocate(
+    config: EngineConfig, loaded: LoadedModel, block_size: int, max_model_len: int, ranks: Ranks | None
+) -> PagedKv:
     shape = loaded.shape
-    token_elements = shape.num_layers * 2 * shape.num_kv_heads * shape.head_dim
+    token_elements = shape.num_layers * 2 * shape.num_kv_heads * shape.head_dim * config.tensor_parallel
     num_blocks = choose_num_blocks(
         config,
         block_bytes=token_elements * block_size * loaded.dtype.itemsize,
@@ -149,6 +191,8 @@ def _allocate(config: EngineConfig, loaded: LoadedModel, block_size: int, max_mo
         device=loaded.device,
     )
     dims = (shape.num_layers, 2, shape.num_kv_heads, num_blocks, block_size, shape.head_dim)
+    if ranks is not None:
+        return PagedKv(*ranks.map_kv(dims, loaded.dtype))
     return PagedKv(torch.zeros(dims, dtype=loaded.dtype, device=loaded.device))
 
 
@@ -157,9 +201,10 @@ def _layout(config: EngineConfig, loaded: LoadedModel, block_size: int) -> KvLay
         model_fingerprint=model_fingerprint(config.checkpoint),
         dtype=dtype_name(loaded.dtype),
         num_layers=loaded.shape.num_layers,
-        num_kv_heads=loaded.shape.num_kv_heads,
+        num_kv_heads=loaded.shape.num_kv_heads * config.tensor_parallel,
         head_dim=loaded.shape.head_dim,
         block_size=block_size,
+        tensor_parallel=config.tensor_parallel,
         transports=("nccl", "gloo") if loaded.device.type == "cuda" else ("gloo",),
     )
 

@@ -8,10 +8,11 @@ a token that is nobody's: after some errors (of a GPU above all) it never can ag
 from collections.abc import Sequence
 from typing import Protocol
 
-from services.common.errors import StepFailed
+from services.common.errors import BatonError, PeerUnreachable, StepFailed
 from services.common.log import get_logger
 from services.engine.batch import BatchItem, ItemResult
 from services.engine.blocks import BlockPool
+from services.engine.tensor_parallel.link import RankLost
 
 _log = get_logger(__name__)
 
@@ -38,8 +39,10 @@ def step_apart(engine: Steps, pool: BlockPool, items: Sequence[BatchItem]) -> li
         return _in_halves(engine, items, error)
 
 
-def step_failed(error: Exception) -> StepFailed:
+def step_failed(error: Exception) -> BatonError:
     """What a request is told that was in a step that raised; details are for the log alone."""
+    if isinstance(error, RankLost):  # no request's fault
+        return PeerUnreachable("a process of the worker's engine is gone and the worker ends; use another worker")
     return StepFailed(f"the model raised {type(error).__name__} in a step with this request; another worker may run it")
 
 

@@ -19,38 +19,55 @@ from services.engine.config import EngineConfig
 from services.engine.modules import can_pack_linears, swap_modules
 from services.engine.probe import ModelShape, probe_model
 from services.engine.support import check_support, read_config
+from services.engine.tensor_parallel.layers import GroupSlot, join_layers
+from services.engine.tensor_parallel.plan import Shard
+from services.engine.tensor_parallel.weights import load_shard, plan_of
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run, and what the engine must know of it."""
+    """A rank's model ready to run, and what the engine must know of it; `shape` is that of the rank's part."""
 
     model: PreTrainedModel
     slot: StepSlot
+    group_slot: GroupSlot
     config: PreTrainedConfig
     shape: ModelShape
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def facts(self) -> list[object]:
+        """What must be equal on all ranks."""
+        shape = self.shape
+        return [shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.vocab_size, dtype_name(self.dtype)]
 
-def load_model(config: EngineConfig, progress: Progress) -> LoadedModel:
-    """Loads weights, swaps modules, and proves with two tokens that the model can run paged.
+
+def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> LoadedModel:
+    """Loads a rank's part of the weights, swaps modules, and proves with two tokens that the model can run paged.
 
     Raises:
         ConfigError: the checkpoint or the device cannot be used.
     """
+    shard = Shard(rank, config.tensor_parallel)
     device = choose_device(config.device)
+    if shard.degree > 1 and device.type != "cpu":
+        raise ConfigError(
+            f"tensor parallelism is built for CPU, the device is {device.type}; set tensor_parallel_size to 1, or "
+            "device to cpu"
+        )
     model_config = read_config(config.checkpoint)
     check_support(model_config, config.checkpoint)
     dtype = choose_dtype(config.dtype, model_config, device)
     progress(f"loading {model_config.model_type} in {dtype_name(dtype)} on {device.type}")
-    model = _load_weights(config.checkpoint, model_config, dtype, device)
+    model = _load_weights(config.checkpoint, model_config, shard, dtype, device)
+    group_slot = join_layers(model, plan_of(model_config, shard), shard)
     counts = swap_modules(model, pack_linears=can_pack_linears(device, dtype))
     progress(f"packed {counts['linears']} linear layers, replaced {counts['norms']} norms")
     slot = attach_slot(model)
-    return LoadedModel(model, slot, model_config, probe_model(model, slot, device), dtype, device)
+    return LoadedModel(model, slot, group_slot, model_config, probe_model(model, slot, device), dtype, device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -94,19 +111,23 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _load_weights(
-    checkpoint: Path, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+    checkpoint: Path, config: PreTrainedConfig, shard: Shard, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
     register_attention()
     transformers_logging.disable_progress_bar()  # a server's log is no terminal
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+        loaded: Any = (
+            load_shard(checkpoint, config, shard, dtype)
+            if shard.degree > 1
+            else AutoModelForCausalLM.from_pretrained(
+                checkpoint,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"model {checkpoint}: its weights do not load ({error}); check the files") from error

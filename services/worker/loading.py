@@ -4,17 +4,28 @@ from services.common.log import get_logger
 from services.common.settings import WorkerSettings
 from services.engine.engine import Engine, load_engine
 from services.engine.warm_up import warm_up
+from services.worker.placement import RankCores
 from services.worker.settings import engine_config
 
 _log = get_logger(__name__)
 
 
-def load_warm(settings: WorkerSettings) -> Engine:
+def load_warm(settings: WorkerSettings, rank_cores: RankCores = ()) -> Engine:
     """An engine that has run; takes as long as the weights do, so call it on a thread of its own.
+
+    Args:
+        settings: Of the worker.
+        rank_cores: Cores of each rank, where several share the model.
 
     Raises:
         ConfigError: the checkpoint, the device or the memory does not allow it; says what to change.
+        RankLost: a rank died meanwhile.
     """
-    engine = load_engine(engine_config(settings), lambda line: _log.info("engine_loading", step=line))
-    warm_up(engine)
+    config = engine_config(settings, rank_cores)
+    engine = load_engine(config, lambda line: _log.info("engine_loading", step=line))
+    try:
+        warm_up(engine)
+    except BaseException:
+        engine.close()
+        raise
     return engine

@@ -11,20 +11,18 @@ Satisfies `common.lifecycle.Process`.
 import asyncio
 import dataclasses
 import secrets
-import socket
 import time
 from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from services.common.affinity import pin_cpus
 from services.common.checkpoint import served_name
 from services.common.config import ConfigError
 from services.common.errors import Draining, Internal, RoleRefused
 from services.common.lifecycle import Fatal
 from services.common.log import get_logger
 from services.common.metrics import MetricsServer, start_metrics_server
-from services.common.ports import join_address
+from services.common.ports import free_port, join_address
 from services.common.rpc.server import RpcServer
 from services.common.settings import WorkerSettings
 from services.common.types import Tier, WorkerInfo
@@ -32,6 +30,7 @@ from services.common.version import version
 from services.engine.engine import Engine
 from services.worker.loading import load_warm
 from services.worker.metrics import RoleSwitches
+from services.worker.placement import place_ranks
 from services.worker.role import Role, RoleMetrics
 from services.worker.settings import transports
 from services.worker.tier import Build, Parts, Roles, TierWorker
@@ -71,12 +70,13 @@ class WorkerProcess:
             ConfigError: a setting does not fit this machine or the checkpoint.
         """
         settings = self._settings
-        pin_cpus(settings.cpus)
+        rank_cores = place_ranks(settings.cpus, settings.tensor_parallel_size)
         if settings.max_num_batched_tokens < settings.max_num_seqs:
             raise ConfigError("max_num_batched_tokens must be at least max_num_seqs: each slot feeds a token a step")
         if settings.metrics_port:
             self._metrics = start_metrics_server(settings.host, settings.metrics_port, self._registry)
-        engine = self._engine = await asyncio.to_thread(load_warm, settings)
+        engine = self._engine = await asyncio.to_thread(load_warm, settings, rank_cores)
+        engine.watch(self.fatal.fail)
         info = self._describe(engine)
         port = int(info.address.rpartition(":")[2])
         self._server = RpcServer(
@@ -140,7 +140,7 @@ class WorkerProcess:
         if self._server is not None:
             await self._server.stop(STOP_GRACE_S)
         if self._engine is not None:
-            self._engine.close()
+            await asyncio.to_thread(self._engine.close)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
 
@@ -216,7 +216,7 @@ class WorkerProcess:
 
     def _describe(self, engine: Engine) -> WorkerInfo:
         settings = self._settings
-        port = settings.port or _free_port(settings.host)
+        port = settings.port or free_port(settings.host)
         offered = transports(settings, engine.kv.device.type)
         return WorkerInfo(
             worker_id=settings.worker_name(self._tier.value, port),
@@ -235,12 +235,6 @@ class WorkerProcess:
 
 def _leaving() -> Draining:
     return Draining("the process of this worker is leaving; use another one")
-
-
-def _free_port(host: str) -> int:
-    """A port that is free now; should somebody take it first, listening fails with a clear error."""
-    with socket.create_server((host, 0)) as server:
-        return server.getsockname()[1]
 
 
 __all__ = ["Parts", "TierWorker", "WorkerProcess"]

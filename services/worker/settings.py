@@ -6,6 +6,7 @@ from services.common.checkpoint import resolve_checkpoint
 from services.common.settings import WorkerSettings
 from services.engine.config import EngineConfig
 from services.kvtransfer.config import TransferConfig
+from services.worker.placement import RankCores
 
 S = TypeVar("S", bound=WorkerSettings)
 
@@ -16,8 +17,8 @@ def carried_over(settings: WorkerSettings, settings_class: type[S], **changes: o
     return settings_class.model_validate({**{name: getattr(settings, name) for name in shared}, **changes})
 
 
-def engine_config(settings: WorkerSettings) -> EngineConfig:
-    """What the engine is started with.
+def engine_config(settings: WorkerSettings, rank_cores: RankCores = ()) -> EngineConfig:
+    """What the engine is started with; `rank_cores` are those of each rank where several share the model.
 
     Raises:
         ConfigError: there is no such checkpoint, or a choice that the engine does not have.
@@ -35,6 +36,9 @@ def engine_config(settings: WorkerSettings) -> EngineConfig:
         cpu_kv_bytes=settings.cpu_kv_bytes,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         num_threads=settings.threads,
+        tensor_parallel=settings.tensor_parallel_size,
+        rank_cores=rank_cores,
+        rank_timeout_s=settings.rank_timeout_s,
     )
 
 
