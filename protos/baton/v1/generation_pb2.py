@@ -25,15 +25,17 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/v1/generation.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xaa\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x05 \x01(\x0b\x32\x15.baton.v1.TokenPromptH\x00\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12$\n\x08priority\x18\t \x01(\x0e\x32\x12.baton.v1.Priority\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x11\n\tresumable\x18\n \x01(\x08\x42\x08\n\x06prompt\"\x95\x01\n\x0b\x43hoiceDelta\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x06tokens\x18\x03 \x03(\x0b\x32\x0f.baton.v1.Token\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x12\n\nstop_match\x18\x05 \x01(\t\"\xed\x01\n\nCompletion\x12\x1e\n\x05usage\x18\x01 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x06stages\x18\x02 \x01(\x0b\x32\x14.baton.v1.StageTimes\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x19\n\x11prefill_worker_id\x18\x04 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x05 \x01(\t\x12\x11\n\tcolocated\x18\x06 \x01(\x08\x12\r\n\x05moves\x18\x07 \x01(\x05\x12\x0e\n\x06hedged\x18\x08 \x01(\x08\x12$\n\x08\x66\x61llback\x18\t \x01(\x0e\x32\x12.baton.v1.Fallback\"\x8d\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x15.baton.v1.ChoiceDelta\x12(\n\ncompletion\x18\x03 \x01(\x0b\x32\x14.baton.v1.Completion\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"7\n\rResumeRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x10\n\x08received\x18\x02 \x01(\x04\";\n\x0eResumeResponse\x12)\n\x05piece\x18\x01 \x01(\x0b\x32\x1a.baton.v1.GenerateResponse\"%\n\rCancelRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"%\n\x0e\x43\x61ncelResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"_\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"]\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\x05\x12\x17\n\x0fprefill_workers\x18\x03 \x01(\x05\x12\x16\n\x0e\x64\x65\x63ode_workers\x18\x04 \x01(\x05\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model*\xa7\x01\n\x08\x46\x61llback\x12\x18\n\x14\x46\x41LLBACK_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x41LLBACK_NO_PREFILL_WORKER\x10\x01\x12)\n%FALLBACK_NO_COMPATIBLE_PREFILL_WORKER\x10\x02\x12\x16\n\x12\x46\x41LLBACK_MIGRATION\x10\x03\x12\x1e\n\x1a\x46\x41LLBACK_NO_PROVEN_CHANNEL\x10\x04\x32\xa9\x03\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12=\n\x06Resume\x12\x17.baton.v1.ResumeRequest\x1a\x18.baton.v1.ResumeResponse0\x01\x12;\n\x06\x43\x61ncel\x12\x17.baton.v1.CancelRequest\x1a\x18.baton.v1.CancelResponse\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.baton.v1.DetokenizeRequest\x1a\x1c.baton.v1.DetokenizeResponse\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x61ton/v1/generation.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"5\n\nChatPrompt\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xaa\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x12\'\n\x06tokens\x18\x05 \x01(\x0b\x32\x15.baton.v1.TokenPromptH\x00\x12*\n\x08sampling\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x07 \x01(\t\x12$\n\x08priority\x18\t \x01(\x0e\x32\x12.baton.v1.Priority\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x11\n\tresumable\x18\n \x01(\x08\x42\x08\n\x06prompt\"\x95\x01\n\x0b\x43hoiceDelta\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1f\n\x06tokens\x18\x03 \x03(\x0b\x32\x0f.baton.v1.Token\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x12\n\nstop_match\x18\x05 \x01(\t\"\x93\x02\n\nCompletion\x12\x1e\n\x05usage\x18\x01 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x06stages\x18\x02 \x01(\x0b\x32\x14.baton.v1.StageTimes\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x19\n\x11prefill_worker_id\x18\x04 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x05 \x01(\t\x12\x11\n\tcolocated\x18\x06 \x01(\x08\x12\r\n\x05moves\x18\x07 \x01(\x05\x12\x0e\n\x06hedged\x18\x08 \x01(\x08\x12$\n\x08\x66\x61llback\x18\t \x01(\x0e\x32\x12.baton.v1.Fallback\x12$\n\x08shortcut\x18\n \x01(\x0e\x32\x12.baton.v1.Shortcut\"\x8d\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x15.baton.v1.ChoiceDelta\x12(\n\ncompletion\x18\x03 \x01(\x0b\x32\x14.baton.v1.Completion\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"7\n\rResumeRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x10\n\x08received\x18\x02 \x01(\x04\";\n\x0eResumeResponse\x12)\n\x05piece\x18\x01 \x01(\x0b\x32\x1a.baton.v1.GenerateResponse\"%\n\rCancelRequest\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\"%\n\x0e\x43\x61ncelResponse\x12\x13\n\x0bwas_running\x18\x01 \x01(\x08\"_\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x14.baton.v1.ChatPromptH\x00\x42\x07\n\x05input\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"]\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\x05\x12\x17\n\x0fprefill_workers\x18\x03 \x01(\x05\x12\x16\n\x0e\x64\x65\x63ode_workers\x18\x04 \x01(\x05\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model*\xa7\x01\n\x08\x46\x61llback\x12\x18\n\x14\x46\x41LLBACK_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x46\x41LLBACK_NO_PREFILL_WORKER\x10\x01\x12)\n%FALLBACK_NO_COMPATIBLE_PREFILL_WORKER\x10\x02\x12\x16\n\x12\x46\x41LLBACK_MIGRATION\x10\x03\x12\x1e\n\x1a\x46\x41LLBACK_NO_PROVEN_CHANNEL\x10\x04*v\n\x08Shortcut\x12\x18\n\x14SHORTCUT_UNSPECIFIED\x10\x00\x12\x19\n\x15SHORTCUT_SHORT_PROMPT\x10\x01\x12\x1a\n\x16SHORTCUT_CACHED_PROMPT\x10\x02\x12\x19\n\x15SHORTCUT_BUSY_PREFILL\x10\x03\x32\xa9\x03\n\x11GenerationService\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12=\n\x06Resume\x12\x17.baton.v1.ResumeRequest\x1a\x18.baton.v1.ResumeResponse0\x01\x12;\n\x06\x43\x61ncel\x12\x17.baton.v1.CancelRequest\x1a\x18.baton.v1.CancelResponse\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nDetokenize\x12\x1b.baton.v1.DetokenizeRequest\x1a\x1c.baton.v1.DetokenizeResponse\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FALLBACK']._serialized_start=1628
-  _globals['_FALLBACK']._serialized_end=1795
+  _globals['_FALLBACK']._serialized_start=1666
+  _globals['_FALLBACK']._serialized_end=1833
+  _globals['_SHORTCUT']._serialized_start=1835
+  _globals['_SHORTCUT']._serialized_end=1953
   _globals['_CHATMESSAGE']._serialized_start=61
   _globals['_CHATMESSAGE']._serialized_end=105
   _globals['_CHATPROMPT']._serialized_start=107
@@ -45,31 +47,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHOICEDELTA']._serialized_start=498
   _globals['_CHOICEDELTA']._serialized_end=647
   _globals['_COMPLETION']._serialized_start=650
-  _globals['_COMPLETION']._serialized_end=887
-  _globals['_GENERATERESPONSE']._serialized_start=890
-  _globals['_GENERATERESPONSE']._serialized_end=1031
-  _globals['_RESUMEREQUEST']._serialized_start=1033
-  _globals['_RESUMEREQUEST']._serialized_end=1088
-  _globals['_RESUMERESPONSE']._serialized_start=1090
-  _globals['_RESUMERESPONSE']._serialized_end=1149
-  _globals['_CANCELREQUEST']._serialized_start=1151
-  _globals['_CANCELREQUEST']._serialized_end=1188
-  _globals['_CANCELRESPONSE']._serialized_start=1190
-  _globals['_CANCELRESPONSE']._serialized_end=1227
-  _globals['_TOKENIZEREQUEST']._serialized_start=1229
-  _globals['_TOKENIZEREQUEST']._serialized_end=1324
-  _globals['_TOKENIZERESPONSE']._serialized_start=1326
-  _globals['_TOKENIZERESPONSE']._serialized_end=1363
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1365
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1418
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1420
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1454
-  _globals['_LISTMODELSREQUEST']._serialized_start=1456
-  _globals['_LISTMODELSREQUEST']._serialized_end=1475
-  _globals['_MODEL']._serialized_start=1477
-  _globals['_MODEL']._serialized_end=1570
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1572
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1625
-  _globals['_GENERATIONSERVICE']._serialized_start=1798
-  _globals['_GENERATIONSERVICE']._serialized_end=2223
+  _globals['_COMPLETION']._serialized_end=925
+  _globals['_GENERATERESPONSE']._serialized_start=928
+  _globals['_GENERATERESPONSE']._serialized_end=1069
+  _globals['_RESUMEREQUEST']._serialized_start=1071
+  _globals['_RESUMEREQUEST']._serialized_end=1126
+  _globals['_RESUMERESPONSE']._serialized_start=1128
+  _globals['_RESUMERESPONSE']._serialized_end=1187
+  _globals['_CANCELREQUEST']._serialized_start=1189
+  _globals['_CANCELREQUEST']._serialized_end=1226
+  _globals['_CANCELRESPONSE']._serialized_start=1228
+  _globals['_CANCELRESPONSE']._serialized_end=1265
+  _globals['_TOKENIZEREQUEST']._serialized_start=1267
+  _globals['_TOKENIZEREQUEST']._serialized_end=1362
+  _globals['_TOKENIZERESPONSE']._serialized_start=1364
+  _globals['_TOKENIZERESPONSE']._serialized_end=1401
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1403
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1456
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1458
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1492
+  _globals['_LISTMODELSREQUEST']._serialized_start=1494
+  _globals['_LISTMODELSREQUEST']._serialized_end=1513
+  _globals['_MODEL']._serialized_start=1515
+  _globals['_MODEL']._serialized_end=1608
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1610
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1663
+  _globals['_GENERATIONSERVICE']._serialized_start=1956
+  _globals['_GENERATIONSERVICE']._serialized_end=2381
 # @@protoc_insertion_point(module_scope)

@@ -52,6 +52,34 @@ FALLBACK_NO_PROVEN_CHANNEL: Fallback.ValueType  # 4
 """Prefill workers were alive, but no channel between them and a decode worker was proven in time."""
 Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
 
+class _Shortcut:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ShortcutEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Shortcut.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SHORTCUT_UNSPECIFIED: _Shortcut.ValueType  # 0
+    """It did not."""
+    SHORTCUT_SHORT_PROMPT: _Shortcut.ValueType  # 1
+    """A handoff would have taken longer than the prompt."""
+    SHORTCUT_CACHED_PROMPT: _Shortcut.ValueType  # 2
+    """At least half of the prompt was in the decode worker's prefix cache."""
+    SHORTCUT_BUSY_PREFILL: _Shortcut.ValueType  # 3
+    """Prompts were waiting for the prefill worker."""
+
+class Shortcut(_Shortcut, metaclass=_ShortcutEnumTypeWrapper):
+    """Why decode ran a prompt itself by choice, though a prefill worker could have: it was the quicker way."""
+
+SHORTCUT_UNSPECIFIED: Shortcut.ValueType  # 0
+"""It did not."""
+SHORTCUT_SHORT_PROMPT: Shortcut.ValueType  # 1
+"""A handoff would have taken longer than the prompt."""
+SHORTCUT_CACHED_PROMPT: Shortcut.ValueType  # 2
+"""At least half of the prompt was in the decode worker's prefix cache."""
+SHORTCUT_BUSY_PREFILL: Shortcut.ValueType  # 3
+"""Prompts were waiting for the prefill worker."""
+Global___Shortcut: _TypeAlias = Shortcut  # noqa: Y015
+
 @_typing.final
 class ChatMessage(_message.Message):
     """One message of a conversation."""
@@ -251,6 +279,7 @@ class Completion(_message.Message):
     MOVES_FIELD_NUMBER: _builtins.int
     HEDGED_FIELD_NUMBER: _builtins.int
     FALLBACK_FIELD_NUMBER: _builtins.int
+    SHORTCUT_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """Seed of its random numbers."""
     prefill_worker_id: _builtins.str
@@ -265,6 +294,8 @@ class Completion(_message.Message):
     """True where its first token was late and a second route was tried beside the first."""
     fallback: Global___Fallback.ValueType
     """Why decode ran the prompt itself in the end, if it did though a prefill worker should have."""
+    shortcut: Global___Shortcut.ValueType
+    """Why decode ran the prompt itself in the end, if it did by choice."""
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
         """What it used."""
@@ -285,10 +316,11 @@ class Completion(_message.Message):
         moves: _builtins.int = ...,
         hedged: _builtins.bool = ...,
         fallback: Global___Fallback.ValueType = ...,
+        shortcut: Global___Shortcut.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stages", b"stages", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["colocated", b"colocated", "decode_worker_id", b"decode_worker_id", "fallback", b"fallback", "hedged", b"hedged", "moves", b"moves", "prefill_worker_id", b"prefill_worker_id", "seed", b"seed", "stages", b"stages", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["colocated", b"colocated", "decode_worker_id", b"decode_worker_id", "fallback", b"fallback", "hedged", b"hedged", "moves", b"moves", "prefill_worker_id", b"prefill_worker_id", "seed", b"seed", "shortcut", b"shortcut", "stages", b"stages", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
