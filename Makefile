@@ -36,7 +36,8 @@ soak: setup ## run random faults on a steady load for MINUTES=30 minutes; ARGS g
 gpu: setup  ## run the tests that need a CUDA device
 	@$(PY) -m pytest -q -m gpu $(ARGS)
 
-bench: setup ## measure a local cluster; ARGS goes to benchmarks
+bench: setup ## measure a cluster, a tier or the handoff, and plot it; ARGS goes to benchmarks
+	@$(PY) scripts/setup.py --plots
 	@$(PY) -m benchmarks $(ARGS)
 
 docs: setup ## regenerate the generated pages of docs/

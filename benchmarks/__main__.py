@@ -10,8 +10,11 @@ COMMANDS = {
     "goodput": "the highest request rate at which latency targets are met, of the same targets",
     "decode": "decode steps of an engine or of one worker: time per output token by batch and context",
     "prefill": "prompts on an engine or on one worker: tokens per second by length and batch",
+    "peers": "other engines on the same checkpoints and prompts, in turn with Baton",
     "transfer": "the handoff, between two processes or from one prefill worker",
+    "plot": "no measurement: draws JSON reports as PNG",
 }
+_MODULES = {"peers": "benchmarks.peers.compare"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"benchmarks: there is no {name!r}; there are\n{_words()}\n")
         return 2
     try:
-        return importlib.import_module(f"benchmarks.{name}").main(rest)
+        return importlib.import_module(_MODULES.get(name, f"benchmarks.{name}")).main(rest)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "transformers", "numpy"):
             raise

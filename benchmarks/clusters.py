@@ -33,10 +33,12 @@ class Variant:
     kind: str
     chunk_tokens: int = 0
 
-    def settings(self) -> dict[str, object]:
-        """What it asks of `baton up`."""
-        chunk = {_CHUNK_FLAGS[self.kind]: f"max-num-batched-tokens={self.chunk_tokens}"} if self.chunk_tokens else {}
-        return {**CLUSTERS[self.kind], **chunk}
+    def settings(self, worker_args: str = "") -> dict[str, object]:
+        """What it asks of `baton up`, with further settings for every worker."""
+        given = dict.fromkeys(_CHUNK_FLAGS.values(), worker_args)
+        if self.chunk_tokens:
+            given[_CHUNK_FLAGS[self.kind]] += f" max-num-batched-tokens={self.chunk_tokens}"
+        return {**CLUSTERS[self.kind], **given}
 
 
 def parse_variant(text: str) -> Variant:
@@ -53,7 +55,7 @@ def parse_variant(text: str) -> Variant:
 
 @contextlib.asynccontextmanager
 async def local_clusters(
-    names: Sequence[str], checkpoint: pathlib.Path, dtype: str, start_timeout_s: float
+    names: Sequence[str], checkpoint: pathlib.Path, dtype: str, start_timeout_s: float, worker_args: str = ""
 ) -> AsyncGenerator[list[ClusterPlan]]:
     """Starts clusters of one checkpoint, each over all cores, and stops them; one that is not asked only sleeps.
 
@@ -62,6 +64,7 @@ async def local_clusters(
         checkpoint: directory of the model.
         dtype: element type of weights and KV; empty for the worker's default.
         start_timeout_s: time for each cluster to become ready.
+        worker_args: further settings of every worker, as name=value.
 
     Raises:
         ClusterFailed: one did not become ready; the message has the end of its log.
@@ -72,7 +75,7 @@ async def local_clusters(
         plans: list[ClusterPlan] = []
         for name in names:
             settings = UpSettings.model_validate(
-                {"model": str(checkpoint), "dtype": dtype, "port": 0, **parse_variant(name).settings()}
+                {"model": str(checkpoint), "dtype": dtype, "port": 0, **parse_variant(name).settings(worker_args)}
             )
             wanted = cluster_settings(settings, str(checkpoint), "cuda" if gpus else "cpu")
             plan = plan_cluster(wanted, ordered_cores(), gpus, ports.take)

@@ -1,4 +1,4 @@
-"""Where results go: a JSON file that says by which command and on which machine it came about."""
+"""Where results go: a JSON file that says by which command and on which machine it came about, and its plot."""
 
 import datetime
 import json
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
+from benchmarks.plot import MISSING, draw
 
 # Ignored by git: what is worth keeping is named with --out.
 DEFAULT_FOLDER = pathlib.Path(".baton/bench")
@@ -19,10 +20,10 @@ DEFAULT_FOLDER = pathlib.Path(".baton/bench")
 def write_report(
     benchmark: str, argv: Sequence[str], out: pathlib.Path | None, content: Mapping[str, object]
 ) -> pathlib.Path:
-    """Writes what was found and returns where.
+    """Writes what was found, draws it beside where it can be drawn, and returns where it was written.
 
     Args:
-        benchmark: serve, decode, prefill or transfer.
+        benchmark: the word after `python -m benchmarks`.
         argv: its command line.
         out: the file; by default a new one in `DEFAULT_FOLDER`.
         content: further entries of the JSON object.
@@ -38,6 +39,7 @@ def write_report(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
+    sys.stderr.write(f"{draw(report, path) or MISSING}\n")
     return path
 
 

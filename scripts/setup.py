@@ -123,9 +123,24 @@ def install_torch_for_cpu() -> None:
     pip_install("--no-deps", "--index-url", CPU_INDEX, "torch")
 
 
+def install_plots() -> None:
+    """Adds what benchmarks draw with; they measure without it, so that a failure ends nothing."""
+    probe = [str(PYTHON), "-c", "import importlib.util, sys; sys.exit(not importlib.util.find_spec('matplotlib'))"]
+    if subprocess.run(probe).returncode == 0:
+        return
+    say("installing what plots are drawn with")
+    try:
+        pip_install("-e", ".[bench]")
+    except SystemExit as error:
+        say(f"there will be no plots: {error}")
+
+
 def main() -> None:
-    """Brings .venv up to date, or finds that it is."""
+    """Brings .venv up to date, or finds that it is; `--plots` adds what benchmarks draw with."""
     use_new_enough_python()
+    if sys.argv[1:] == ["--plots"]:
+        install_plots()
+        return
     wanted = digest()
     if is_up_to_date(wanted):
         return

@@ -1,0 +1,150 @@
+"""Which charts a report is shown as: plain data with titles and units, from the JSON of any benchmark. Pure."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Report = Mapping[str, Any]
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Curves over a common axis: points (x, y) by label; `goal` is a level to compare with, and what it is called."""
+
+    title: str
+    x: str
+    y: str
+    curves: Mapping[str, tuple[tuple[float, float], ...]]
+    goal: tuple[float, str] | None = None
+    is_log_x: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Groups of bars: for each label one value a group, None where it was not measured."""
+
+    title: str
+    y: str
+    groups: tuple[str, ...]
+    bars: Mapping[str, tuple[float | None, ...]]
+
+
+Chart = Lines | Bars
+
+
+def charts_of(report: Report) -> list[Chart]:
+    """The charts of a report; those without a value are left out."""
+    make = _CHARTS.get(report["benchmark"])
+    return [chart for chart in (make(report) if make else ()) if _has_values(chart)]
+
+
+def _serve(report: Report) -> Iterable[Chart]:
+    results: Mapping[str, Row] = report["results"]
+    for key, title in (
+        ("ttft_ms", "Time to first token"), ("itl_ms", "Gap between tokens"), ("tpot_ms", "Time per output token"),
+    ):  # fmt: skip
+        statistics = ("median", "p95", "p99")
+        bars = {name: tuple(row.get(f"{each}_{key}") for each in statistics) for name, row in results.items()}
+        yield Bars(title, "ms", statistics, bars)
+    bars = {name: (row.get("output_throughput"),) for name, row in results.items()}
+    yield Bars("Output", "tokens/s", ("output tokens",), bars)
+
+
+def _goodput(report: Report) -> Iterable[Chart]:
+    workload, results = report["workload"], report["results"]
+    goal = (100 * workload["attain"], f"goal: {100 * workload['attain']:.0f} %")
+    attained = {
+        f"{name}: {result['goodput']:.2g}/s": _curve(result["probes"], "request_rate", "slo_attainment", 100)
+        for name, result in results.items()
+    }
+    x = "requests/s"
+    yield Lines("Requests within every target, and goodput", x, "%", attained, goal)
+    for key, title, target in (
+        ("p99_ttft_ms", "Time to first token, p99", "slo_ttft_ms"),
+        ("p99_itl_ms", "Gap between tokens, p99", "slo_itl_ms"),
+        ("median_tpot_ms", "Time per output token, median", "slo_tpot_ms"),
+    ):
+        curves = {name: _curve(result["probes"], "request_rate", key) for name, result in results.items()}
+        level = workload.get(target)
+        yield Lines(title, x, "ms", curves, (level, f"target: {level:g} ms") if level else None)
+
+
+def _decode(report: Report) -> Iterable[Chart]:
+    rows = report["rows"]
+    yield _sweep("Time per output token", "tokens in KV", "ms", rows, ("context", "median_tpot_ms"), "batch")
+    yield _sweep("Output", "requests in a step", "tokens/s", rows, ("batch", "output_throughput"), "context")
+    yield _sweep(
+        "Speed of reading, against plain reading",
+        "tokens in KV",
+        "share",
+        rows,
+        ("context", "bandwidth_share"),
+        "batch",
+    )
+
+
+def _prefill(report: Report) -> Iterable[Chart]:
+    rows = report["rows"]
+    yield _sweep("Prompts", "tokens of a prompt", "tokens/s", rows, ("prompt_tokens", "prompt_throughput"), "batch")
+    yield _sweep(
+        "Operations, against a large matrix product",
+        "tokens of a prompt",
+        "share",
+        rows,
+        ("prompt_tokens", "gemm_share"),
+        "batch",
+    )
+
+
+def _transfer(report: Report) -> Iterable[Chart]:
+    rows = report["rows"]
+    if "prompt_tokens" in rows[0]:
+        yield Lines("Handoff", "tokens of a prompt", "GB/s", {"": _curve(rows, "prompt_tokens", "gb_per_s")})
+        yield Lines("Fetch", "tokens of a prompt", "ms", {"": _curve(rows, "prompt_tokens", "fetch_ms")})
+        return
+    for title, y, keys in (
+        ("Large fetch", "GB/s", {"handoff": "gb_per_s", "raw socket": "raw_gb_per_s"}),
+        ("One message", "ms", {"handoff": "message_ms", "raw socket": "raw_message_ms"}),
+    ):
+        curves = {label: _curve(rows, "message_kib", key) for label, key in keys.items()}
+        yield Lines(title, "size of a message, KiB", y, curves, is_log_x=True)
+
+
+def _peers(report: Report) -> Iterable[Chart]:
+    results: Mapping[str, Mapping[str, Row]] = report["results"]
+    sides = list(dict.fromkeys(side for found in results.values() for side in found))
+    for key, title, y in (
+        ("output_throughput", "Output", "tokens/s"),
+        ("median_ttft_ms", "Time to first token, median", "ms"),
+        ("median_tpot_ms", "Time per output token, median", "ms"),
+    ):
+        bars = {side: tuple(found.get(side, {}).get(key) for found in results.values()) for side in sides}
+        yield Bars(title, y, tuple(results), bars)
+
+
+_CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
+    "serve": _serve,
+    "goodput": _goodput,
+    "decode": _decode,
+    "prefill": _prefill,
+    "transfer": _transfer,
+    "peers": _peers,
+}
+
+
+def _sweep(title: str, x: str, y: str, rows: Sequence[Row], keys: tuple[str, str], by: str) -> Lines:
+    """A curve of `keys` for each value of `by`."""
+    values = sorted({row[by] for row in rows})
+    curves = {f"{by} {value:g}": _curve([row for row in rows if row[by] == value], *keys) for value in values}
+    return Lines(title, x, y, curves, is_log_x=True)
+
+
+def _curve(rows: Iterable[Row], x: str, y: str, factor: float = 1.0) -> tuple[tuple[float, float], ...]:
+    return tuple(sorted((row[x], row[y] * factor) for row in rows if x in row and y in row))
+
+
+def _has_values(chart: Chart) -> bool:
+    if isinstance(chart, Lines):
+        return any(chart.curves.values())
+    return any(value is not None for values in chart.bars.values() for value in values)
