@@ -1,7 +1,6 @@
 """Client of WorkerService."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from baton.v1 import worker_pb2_grpc
 from services.common.block_journal import BlockChanges
 from services.common.check_item import CheckItem
 from services.common.convert import load_from_proto, tier_to_proto, worker_from_proto
+from services.common.echo import Echo, comes
 from services.common.errors import PeerUnreachable
 from services.common.rpc.channel import answered, rpc_errors
 from services.common.rpc.tracing import trace_metadata
@@ -23,8 +23,6 @@ DEFAULT_HEARTBEAT_S = 0.5
 
 # A worker speaks at least every 5 intervals; the rest of a heartbeat is for the way.
 _INTERVALS_PER_HEARTBEAT = 7.5
-# A wait that took so many times as long as it should tells more of this process than of the worker.
-_LATE = 1.5
 # After so many heartbeats without a word the watch is given up; whoever listens may have lost patience before.
 _MOST_MISSED = 8
 # Of its blocks it tells at least every 5 intervals, too; after 30 silent ones, and never sooner than this, it is dead.
@@ -72,6 +70,7 @@ class WorkerClient:
     async def watch_load(self, heartbeat_s: float = DEFAULT_HEARTBEAT_S) -> AsyncGenerator[LoadReport | None, None]:
         """Yields the load, now and after changes, and None for every heartbeat that the worker was silent for.
 
+        One that reports but owes an answer for a heartbeat or more does not hear this process, and is silent as well.
         Ends when the worker stops; close the generator to end the watch. A heartbeat in which this process itself stood
         still does not count, because what came meanwhile has yet to be read.
 
@@ -83,19 +82,27 @@ class WorkerClient:
         call = self._stub.WatchLoad(pb.WatchLoadRequest(interval_ms=interval_ms))
         # A read that is cancelled ends its call, so one read stays for as long as it takes.
         reading = asyncio.ensure_future(self._read(call, silence_s))
+        echo = Echo(lambda: self.describe(silence_s), heartbeat_s)
+        echo.start()
+        missed = 0
         try:
             while True:
-                if not await _comes(reading, heartbeat_s):
+                if not await comes(reading, heartbeat_s):
                     yield None
                     continue
                 if not isinstance(response := await reading, pb.WatchLoadResponse):
                     return
                 reading = asyncio.ensure_future(self._read(call, silence_s))
-                yield LoadReport(response.incarnation, load_from_proto(response.load))
+                if not echo.missed:
+                    missed = 0
+                    yield LoadReport(response.incarnation, load_from_proto(response.load))
+                elif echo.missed > missed:
+                    missed += 1
+                    yield None
         finally:
             call.cancel()
             reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await asyncio.gather(reading, echo.close(), return_exceptions=True)
 
     async def watch_blocks(self, interval_ms: int = DEFAULT_INTERVAL_MS) -> AsyncGenerator[BlockReport, None]:
         """Yields what the prefix cache holds, then what changes; close the generator to end the watch.
@@ -170,15 +177,6 @@ class WorkerClient:
                     return await call.read()
         except TimeoutError as error:
             raise PeerUnreachable(f"{self._peer} has not reported for {silence_s:.0f} s") from error
-
-
-async def _comes(reading: asyncio.Future[object], heartbeat_s: float) -> bool:
-    """True where a read ends within a heartbeat, or within the next one after a heartbeat that this process missed."""
-    began = time.monotonic()
-    if (await asyncio.wait({reading}, timeout=heartbeat_s))[0]:
-        return True
-    is_late = time.monotonic() - began > _LATE * heartbeat_s
-    return is_late and bool((await asyncio.wait({reading}, timeout=heartbeat_s))[0])
 
 
 def _silence_s(interval_ms: int) -> float:

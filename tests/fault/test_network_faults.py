@@ -28,6 +28,10 @@ GRACE_S = 5.0
 # A control link is found by three heartbeats of 0.5 s. On a data link a message has 1.5 s from its announcement, then
 # the next channel 1 s; what was lost is computed again.
 FOUND_S = 3.0
+# A new request, after any single fault.
+NEW_S = 5.0
+# By then gRPC has stopped to measure the connection by pings of its own.
+QUIET_S = 15.0
 TOKENS = 40
 STEP_S = 0.01
 EACH = 6
@@ -152,6 +156,23 @@ async def test_a_broken_link_costs_no_request(link: str, how: str):
         slowest = max(end.took_s for end in ends)
         sys.stdout.write(f"{how} on {link}: the slowest request took {slowest:.2f} s\n")
         assert slowest < FOUND_S + GRACE_S
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("link", ["prefill_control", "decode_control"])
+@pytest.mark.timeout(180)
+async def test_a_worker_that_hears_nothing_holds_up_no_new_request(link: str):
+    """It reports as before, and gRPC, on a connection that was quiet for long, takes up to 8 s to miss its answers."""
+    async with network() as running:
+        await asyncio.sleep(QUIET_S)
+        getattr(running.pair, link).hurt(BROKEN["black hole of the other direction"])
+        ends = [await one for _ in range(6) for one in running.ask(1)]
+        await getattr(running.pair, link).heal()
+        assert [end.status for end in ends] == ["OK"] * len(ends)
+        slowest = max(end.took_s for end in ends)
+        sys.stdout.write(f"nothing gets to {link}: the slowest request took {slowest:.2f} s\n")
+        assert slowest < NEW_S
+        await running.at_rest()
 
 
 @pytest.mark.parametrize(("link", "how"), cases(SLOW))

@@ -17,6 +17,7 @@ from services.common.rpc.server import RpcServer
 from services.common.types import Load, WorkerInfo
 from services.common.worker_client import BlockReport, LoadReport, WorkerClient
 from services.common.worker_service import MAX_HASHES, WorkerServicer
+from tests.harness.tcp_proxy import tcp_proxy
 from tests.harness.workers import worker_info
 
 WAIT_S = 20.0
@@ -69,13 +70,21 @@ async def served() -> AsyncIterator[tuple[Served, WorkerClient]]:
     servicer = WorkerServicer(worker, changes)
     serving = Served(worker, changes, servicer, RpcServer("127.0.0.1", 0, [servicer.binding()]))
     serving.port = await serving.server.start()
-    channel = open_channel(f"127.0.0.1:{serving.port}")
     try:
-        yield serving, WorkerClient(channel, "worker p")
+        async with client_over(f"127.0.0.1:{serving.port}") as client:
+            yield serving, client
     finally:
-        await channel.close()
         servicer.close()
         await serving.server.stop(1)
+
+
+@contextlib.asynccontextmanager
+async def client_over(address: str) -> AsyncIterator[WorkerClient]:
+    channel = open_channel(address)
+    try:
+        yield WorkerClient(channel, "worker p")
+    finally:
+        await channel.close()
 
 
 async def next_of(watch: AsyncIterator[T]) -> T:
@@ -142,6 +151,25 @@ async def test_a_heartbeat_that_the_watcher_missed_itself_does_not_count():
         await asyncio.sleep(0)
         time.sleep(1.0)  # noqa: ASYNC251 - the whole loop shall stand still
         assert await reading is not None
+
+
+async def test_a_worker_that_hears_nothing_is_silent_although_it_reports():
+    """The way to it swallows everything, the way back carries its reports; they count again once both ways work."""
+    async with (
+        served() as (serving, _),
+        tcp_proxy(serving.port) as link,
+        client_over(link.address) as client,
+        contextlib.aclosing(client.watch_load(0.3)) as watch,
+    ):
+        await next_report(watch)
+        link.up.is_open.clear()
+        before = link.down.passed_bytes
+        for _ in range(3):
+            while await next_of(watch) is not None:
+                pass
+        assert link.down.passed_bytes > before
+        link.up.is_open.set()
+        await next_report(watch)
 
 
 async def test_a_watcher_that_leaves_is_forgotten():
