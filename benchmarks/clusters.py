@@ -16,13 +16,13 @@ from services.cli.up import count_gpus
 from services.cli.up_settings import UpSettings, cluster_settings
 
 STOP_GRACE_S = 10.0
+_SPLIT = {"prefill": 1, "decode": 1, "colocated": 0}
 CLUSTERS = {
-    "split": {"prefill": 1, "decode": 1, "colocated": 0},
+    "split": {**_SPLIT, "frontend_args": "conditional-disaggregation=never"},
+    "conditional": _SPLIT,
     "colocated": {"prefill": 0, "decode": 0, "colocated": 1},
 }
-
-
-_CHUNK_FLAGS = {"split": "prefill_args", "colocated": "decode_args"}
+_CHUNK_FLAGS = {"split": "prefill_args", "conditional": "prefill_args", "colocated": "decode_args"}
 _VARIANT = re.compile(rf"({'|'.join(CLUSTERS)})(?:-([1-9]\d*))?")
 
 
@@ -42,7 +42,7 @@ class Variant:
 
 
 def parse_variant(text: str) -> Variant:
-    """Reads `split`, `colocated`, or either with a number of tokens, such as `colocated-256`.
+    """Reads a key of `CLUSTERS`, alone or with a number of tokens, such as `colocated-256`.
 
     Raises:
         ValueError: it is none of them.

@@ -30,8 +30,8 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
     add(
         "--clusters",
         type=_clusters,
-        default=",".join(CLUSTERS),
-        help="local clusters: split, colocated, or either with most prompt tokens in a step, as in colocated-256 "
+        default="split,colocated",
+        help=f"local clusters: {', '.join(CLUSTERS)}, alone or with most prompt tokens in a step, as in colocated-256 "
         "(%(default)s)",
     )
     add("--dtype", default="", help="element type of weights and KV in local clusters; empty: the workers' default")

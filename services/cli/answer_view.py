@@ -8,6 +8,7 @@ from typing import Any
 from services.common.types import StageTimes
 from services.frontend.fallback import Fallback
 from services.frontend.request import Completion, Delta, Output
+from services.frontend.routing.shortcut import Shortcut
 
 _MS = 1e-6
 
@@ -88,6 +89,8 @@ def stage_line(completion: Completion) -> str:
     workers = [completion.prefill_worker_id, completion.decode_worker_id]
     who = " → ".join(dict.fromkeys(worker for worker in workers if worker))
     marks = [f"fell back: {completion.fallback.replace('_', ' ')}"] if completion.fallback is not Fallback.NONE else []
+    if completion.shortcut is not Shortcut.NONE:
+        marks.append(f"shortcut: {completion.shortcut.replace('_', ' ')}")
     if completion.hedged:
         marks.append("hedged")
     if completion.moves:

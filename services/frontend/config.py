@@ -1,5 +1,7 @@
 """Settings of the frontend; flags, environment variables (BATON_FRONTEND_…) or a file."""
 
+import enum
+
 from pydantic import Field, field_validator, model_validator
 
 from services.common.checkpoint import served_name
@@ -18,6 +20,13 @@ from services.kvtransfer.static_source import StaticWorker, parse_worker
 
 PROG = "baton frontend"
 ENV_PREFIX = "BATON_FRONTEND_"
+
+
+class ConditionalDisaggregation(enum.Enum):
+    """Whether decode may run a prompt that could be split."""
+
+    AUTO = "auto"
+    NEVER = "never"
 
 
 class FrontendSettings(PublicSettings, QueueSettings):
@@ -95,6 +104,11 @@ class FrontendSettings(PublicSettings, QueueSettings):
     decode_policy: PolicyName = Field(
         PolicyName.TOKEN_AWARE, description="How decode and colocated workers are chosen; as for prefill."
     )
+    conditional_disaggregation: ConditionalDisaggregation = Field(
+        ConditionalDisaggregation.AUTO,
+        description="Whether decode runs short or mostly cached prompts itself where that is quicker: auto goes by "
+        "what the workers measure, never splits every prompt.",
+    )
     session_load_factor: float = Field(
         1.25, ge=1, le=100, description="Times its fair share of requests at which a session's own worker is passed by."
     )
@@ -150,7 +164,10 @@ class FrontendSettings(PublicSettings, QueueSettings):
     def policies(self) -> PolicyChoice:
         """The policy of each tier."""
         return PolicyChoice(
-            prefill=self.prefill_policy, decode=self.decode_policy, session_load_factor=self.session_load_factor
+            prefill=self.prefill_policy,
+            decode=self.decode_policy,
+            session_load_factor=self.session_load_factor,
+            has_shortcuts=self.conditional_disaggregation is ConditionalDisaggregation.AUTO,
         )
 
     @property

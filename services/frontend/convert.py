@@ -32,6 +32,7 @@ from services.frontend.request import (
     TextPrompt,
     TokenPrompt,
 )
+from services.frontend.routing.shortcut import Shortcut
 
 _FALLBACKS = {
     Fallback.NONE: pb.FALLBACK_UNSPECIFIED,
@@ -41,6 +42,13 @@ _FALLBACKS = {
     Fallback.MIGRATION: pb.FALLBACK_MIGRATION,
 }
 _FALLBACKS_BACK = {number: fallback for fallback, number in _FALLBACKS.items()}
+_SHORTCUTS = {
+    Shortcut.NONE: pb.SHORTCUT_UNSPECIFIED,
+    Shortcut.SHORT_PROMPT: pb.SHORTCUT_SHORT_PROMPT,
+    Shortcut.CACHED_PROMPT: pb.SHORTCUT_CACHED_PROMPT,
+    Shortcut.BUSY_PREFILL: pb.SHORTCUT_BUSY_PREFILL,
+}
+_SHORTCUTS_BACK = {number: shortcut for shortcut, number in _SHORTCUTS.items()}
 
 
 def request_from_proto(message: pb.GenerateRequest, request_id: str, deadline: float) -> GenerationRequest:
@@ -192,6 +200,7 @@ def _completion_to_proto(completion: Completion) -> pb.Completion:
         moves=completion.moves,
         hedged=completion.hedged,
         fallback=_FALLBACKS[completion.fallback],
+        shortcut=_SHORTCUTS[completion.shortcut],
     )
 
 
@@ -206,4 +215,5 @@ def _completion_from_proto(message: pb.Completion) -> Completion:
         moves=message.moves,
         hedged=message.hedged,
         fallback=_FALLBACKS_BACK.get(message.fallback, Fallback.NONE),
+        shortcut=_SHORTCUTS_BACK.get(message.shortcut, Shortcut.NONE),
     )

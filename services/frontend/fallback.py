@@ -5,10 +5,11 @@ import enum
 from services.common.types import Tier
 from services.frontend.router import Route
 from services.frontend.routing.candidate import Snapshot
+from services.frontend.routing.shortcut import Shortcut
 
 
 class Fallback(enum.StrEnum):
-    """Why decode ran a prompt itself; the values are labels of the metric and words of the answer."""
+    """Why decode had to run a prompt itself; the values are labels of the metric and words of the answer."""
 
     NONE = "none"
     NO_PREFILL_WORKER = "no_prefill_worker"
@@ -22,6 +23,8 @@ def fallback_of(route: Route, snapshot: Snapshot, *, is_begun: bool) -> Fallback
     if is_begun:
         return Fallback.MIGRATION
     if route.prefill is not None or route.decode is None or route.decode.worker.tier is Tier.COLOCATED:
+        return Fallback.NONE
+    if route.shortcut is not Shortcut.NONE:
         return Fallback.NONE
     if snapshot.is_unproven:
         return Fallback.NO_PROVEN_CHANNEL

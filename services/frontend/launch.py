@@ -72,13 +72,13 @@ class Launch:
     def _open(self, race: Race, route: Route) -> Legs:
         """Starts the legs of a route, with a ticket of their own."""
         fallback = fallback_of(route, self._parts.members.snapshot(), is_begun=race.merge.has_begun)
-        self._parts.metrics.routed(route.kind, fallback)
+        self._parts.metrics.routed(route.kind, fallback, route.shortcut)
         prefill = self._parts.members.member(route.prefill) if route.prefill else None
         decode = self._parts.members.member(route.decode) if route.decode else None
         ticket_id = secrets.token_hex(16) if route.kind == "split" else ""
         work = dataclasses.replace(race.work, ticket_id=ticket_id, emitted=race.emitted)
         legs = Legs(work, (prefill, decode), race.merge, race.record, self._rules, route.cached)
-        legs.fallback = fallback
+        legs.fallback, legs.shortcut = fallback, route.shortcut
         return legs
 
     def _patience_s(self, race: Race) -> float | None:

@@ -18,6 +18,7 @@ from services.frontend.member import Member
 from services.frontend.merge import TokenMerge
 from services.frontend.outcomes import Outcomes, named
 from services.frontend.releases import TicketReleases
+from services.frontend.routing.shortcut import Shortcut
 from services.frontend.rules import Rules
 from services.frontend.stage_record import StageRecord
 
@@ -63,7 +64,7 @@ class Legs:
         self._decode_summary: DecodeSummary | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._outcomes = Outcomes(prefill, decode)
-        self.fallback = Fallback.NONE
+        self.fallback, self.shortcut = Fallback.NONE, Shortcut.NONE
         if prefill is not None:
             self._start(prefill, self._run_prefill)
         if decode is not None:
@@ -144,7 +145,9 @@ class Legs:
         return report.usage.cached_tokens if report is not None else 0
 
     def _start(self, member: Member, run: Callable[[Member], Awaitable[None]]) -> None:
-        sent = len(self._work.token_ids), self._cached.get(member.worker.worker_id, 0)
+        tokens = len(self._work.token_ids)
+        is_handed_over = member is self._decode and self._prefill is not None
+        sent = tokens, tokens if is_handed_over else self._cached.get(member.worker.worker_id, 0)
         member.begin(*sent)
         task = asyncio.create_task(self._guard(member, run), name=f"leg-{self._work.request_id}")
         task.add_done_callback(lambda _: member.end(*sent))

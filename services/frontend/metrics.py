@@ -8,6 +8,7 @@ from services.common.metrics import SECONDS_BUCKETS, TOKENS_BUCKETS
 from services.common.queue_metrics import QueueMetrics
 from services.common.types import StageTimes, Usage
 from services.frontend.fallback import Fallback
+from services.frontend.routing.shortcut import Shortcut
 
 _STAGES = tuple(field.name.removesuffix("_ns") for field in dataclasses.fields(StageTimes))
 _NS = 1e-9
@@ -37,6 +38,11 @@ class FrontendMetrics:
         self._fallbacks = Counter(
             "baton_frontend_fallbacks", "Routes on which decode had to run the prompt itself, by reason.", ["reason"],
             registry=registry,
+        )  # fmt: skip
+        self._shortcuts = Counter(
+            "baton_frontend_shortcuts",
+            "Routes on which decode ran the prompt itself by choice: short_prompt, cached_prompt or busy_prefill.",
+            ["reason"], registry=registry,
         )  # fmt: skip
         self._hedges = Counter(
             "baton_frontend_hedges", "Late requests tried over a second route, which won or lost.", ["result"],
@@ -81,11 +87,13 @@ class FrontendMetrics:
         if stages.ttft_ns:
             self._ttft.observe(stages.ttft_ns * _NS)
 
-    def routed(self, kind: str, fallback: Fallback) -> None:
-        """A route was taken, as a fallback or not."""
+    def routed(self, kind: str, fallback: Fallback, shortcut: Shortcut) -> None:
+        """A route was taken, as a fallback or a shortcut or not."""
         self._routes.labels(kind).inc()
         if fallback is not Fallback.NONE:
             self._fallbacks.labels(fallback.value).inc()
+        if shortcut is not Shortcut.NONE:
+            self._shortcuts.labels(shortcut.value).inc()
 
     def moved(self, kind: str) -> None:
         """A request goes on with other workers; `kind` is replay or migration."""

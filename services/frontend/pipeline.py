@@ -153,6 +153,7 @@ class Pipeline:
             colocated=legs.is_colocated,
             moves=race.recovery.moves,
             fallback=legs.fallback,
+            shortcut=legs.shortcut,
             hedged=race.is_hedged,
         )
         self._parts.metrics.completed(completion.usage, completion.stages)

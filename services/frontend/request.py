@@ -9,6 +9,7 @@ from services.common.priority import Priority
 from services.common.sampling import SamplingParams
 from services.common.types import FinishReason, StageTimes, Token, Usage
 from services.frontend.fallback import Fallback
+from services.frontend.routing.shortcut import Shortcut
 
 # What is said of field `chat` where the checkpoint cannot render one; clients may then send plain text instead.
 NO_CHAT_TEMPLATE = "needs a chat template and this checkpoint has none; send text or token ids"
@@ -88,6 +89,7 @@ class Completion:
     moves: int = 0
     hedged: bool = False
     fallback: Fallback = Fallback.NONE
+    shortcut: Shortcut = Shortcut.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from services.common.types import Tier
 from services.frontend.routing.candidate import Candidate, Snapshot
 from services.frontend.routing.need import Need
 from services.frontend.routing.policies import PolicyChoice
+from services.frontend.routing.shortcut import Shortcut, shortcut_of
 
 _RETRY_AFTER_S = 1.0
 
@@ -26,12 +27,14 @@ _RETRY_AFTER_S = 1.0
 class Route:
     """The workers of one request.
 
-    Both: prefill, then hand over. No prefill: decode runs the prompt itself. No decode: the first token is all.
+    Both: prefill, then hand over. No prefill: decode runs the prompt itself, by choice where it is a `shortcut`. No
+    decode: the first token is all.
     `cached` has the prompt tokens that each of them is thought to have in its prefix cache, by worker id.
     """
 
     prefill: Candidate | None = None
     decode: Candidate | None = None
+    shortcut: Shortcut = Shortcut.NONE
     cached: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
@@ -73,7 +76,7 @@ class Router:
         pairs = [(p, d) for d in decodes for p in _first_compatible(prefills, d, snapshot.refused)]
         if pairs:
             prefill, decode = min(pairs, key=lambda pair: max(_shunned(part, need, snapshot) for part in pair))
-            return self._settle(need, prefills, Route(prefill=prefill, decode=decode), decodes)
+            return self._settle(need, prefills, self._split(prefill, decode, need), decodes)
         alone = self._ranked(Tier.DECODE, _of_tier(able, Tier.DECODE, Tier.COLOCATED), need, snapshot)
         if alone:
             return self._settle(need, prefills, Route(decode=alone[0]), alone)
@@ -99,6 +102,14 @@ class Router:
 
         return [among[place] for place in sorted(range(count), key=key)]
 
+    def _split(self, prefill: Candidate, decode: Candidate, need: Need) -> Route:
+        """Over both workers, unless decode alone is the better choice, and has not failed the request."""
+        if self.choice.has_shortcuts and decode.worker_id not in need.avoided:
+            shortcut = shortcut_of(prefill, decode, need)
+            if shortcut is not Shortcut.NONE:
+                return Route(decode=decode, shortcut=shortcut)
+        return Route(prefill=prefill, decode=decode)
+
     def _settle(
         self, need: Need, prefills: Sequence[Candidate], route: Route, decodes: Sequence[Candidate] = ()
     ) -> Route:
@@ -107,7 +118,7 @@ class Router:
             if part is not None:
                 self._policies[tier].picked(part, among, need)
                 self._picks[tier] += 1
-                cached[part.worker_id] = need.prefix.matched_tokens(part.known_blocks, part.worker.layout.block_size)
+                cached[part.worker_id] = part.cached_tokens(need.prefix)
         return replace(route, cached=cached)
 
 

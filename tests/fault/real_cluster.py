@@ -33,6 +33,7 @@ from tests.fault.scenario import Load, Topology
 from tests.harness.checkpoints import reference_tokens, tiny_checkpoint
 from tests.harness.paused_worker import VERSION_VARIABLE
 from tests.harness.pauses import FOLDER_VARIABLE, Pause, PauseFolder
+from tests.harness.processes import ALWAYS_SPLIT
 from tests.harness.slow_engine import SlownessFiles
 from tests.harness.tiers import until
 
@@ -240,7 +241,7 @@ def _plan(topology: Topology, checkpoint: Path, pauses: Path) -> ClusterPlan:
     flags = {
         "prefill": {**worker, "max-num-batched-tokens": str(CHUNK_TOKENS)},
         "decode": {**worker, "max-num-batched-tokens": "64"},
-        "frontend": {"model": str(checkpoint)},
+        "frontend": {"model": str(checkpoint), **ALWAYS_SPLIT},
     }
     for role, further in topology.flags.items():
         flags.setdefault(role, {}).update(further)

@@ -26,6 +26,8 @@ START_S = 90.0
 # Flags of a frontend, and of workers, that take nobody for lost because the machine is loaded.
 PATIENT = {"heartbeat-s": "5"}
 PATIENT_WORKER = {"kv-operation-floor-s": "20"}
+# Flags of a frontend in tests of the split itself.
+ALWAYS_SPLIT = {"conditional-disaggregation": "never"}
 Flags = Mapping[str, Mapping[str, str]]
 
 
@@ -127,7 +129,7 @@ async def processes(
         "prefill": {**worker, **given.get("prefill", {})},
         "decode": {**worker, **given.get("decode", {})},
         "colocated": {**worker, "role": "colocated", **given.get("colocated", {})},
-        "frontend": {"model": str(checkpoint), **given.get("frontend", {})},
+        "frontend": {"model": str(checkpoint), **ALWAYS_SPLIT, **given.get("frontend", {})},
         "kvtransfer": dict(given.get("kvtransfer", {})),
     }
     roles = ("kvtransfer", "prefill", "decode", "colocated", "frontend")

@@ -16,6 +16,9 @@ from tests.harness.fake_engine import FakeEngine, FakeLimits
 from tests.harness.text_checkpoint import text_checkpoint
 from tests.harness.tiers import WAIT_S, TierServer, at_rest, running, until
 
+# A setting of frontends in tests of the split itself.
+ALWAYS_SPLIT = {"conditional_disaggregation": "never"}
+
 
 class SplitCluster:
     """The three, and calls to the public API."""
@@ -68,7 +71,7 @@ async def split_cluster(
     async with running(prefill, decode):
         members = (prefill, decode, *more)
         workers = ",".join(f"{member.kind.value}={member.info.address}" for member in members)
-        values = {"model": str(text_checkpoint()), "served_model_name": "fake", "workers": workers}
+        values = {"model": str(text_checkpoint()), "served_model_name": "fake", "workers": workers, **ALWAYS_SPLIT}
         process = FrontendProcess(FrontendSettings(port=0, metrics_port=0, **{**values, **(frontend or {})}))
         await process.start()
         cluster = SplitCluster(process, prefill, decode)

@@ -7,11 +7,15 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from services.common.types import Load, Tier, WorkerInfo
+from services.frontend.routing.prefix import Prefix
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """Requests that this frontend sent to a worker, their prompt tokens, and those of these thought to be cached."""
+    """Requests that this frontend sent to a worker, and their prompt tokens.
+
+    `cached` are those of the tokens that it need not compute: they should be in its prefix cache, or are handed to it.
+    """
 
     requests: int = 0
     tokens: int = 0
@@ -54,6 +58,16 @@ class Candidate:
         return max(self.load.outstanding_tokens + self.unreported.missing, self.unfinished.missing)
 
     @property
+    def uncomputed_tokens(self) -> int:
+        """As `outstanding_tokens`, where requests stay long after their prompts have run: by the report alone."""
+        return self.load.outstanding_tokens + self.unreported.missing
+
+    @property
+    def streams(self) -> int:
+        """Streams that decode there, or are about to."""
+        return self.load.running_requests + self.load.handoffs
+
+    @property
     def requests(self) -> int:
         """Requests that run or wait there."""
         reported = self.load.running_requests + self.load.waiting_requests
@@ -73,6 +87,10 @@ class Candidate:
     def blocks(self, tokens: int) -> int:
         """Blocks that the KV of so many tokens takes there."""
         return -(-tokens // max(1, self.worker.layout.block_size))
+
+    def cached_tokens(self, prefix: Prefix) -> int:
+        """Leading tokens of a prompt that are thought to be in the prefix cache there."""
+        return prefix.matched_tokens(self.known_blocks, self.worker.layout.block_size)
 
     def pressure(self, tokens: int) -> float:
         """How full the worker is with one more request of so many tokens of KV; above 2 it queues.

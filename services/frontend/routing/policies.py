@@ -25,16 +25,20 @@ class PolicyName(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyChoice:
-    """The policy of each tier; `session_load_factor` is how overloaded a session's own worker may be."""
+    """The policy of each tier; `session_load_factor` is how overloaded a session's own worker may be.
+
+    `has_shortcuts` where decode may run a prompt itself although it could be split (`shortcut.py`).
+    """
 
     prefill: PolicyName = PolicyName.TOKEN_AWARE
     decode: PolicyName = PolicyName.TOKEN_AWARE
     session_load_factor: float = 1.25
+    has_shortcuts: bool = False
 
     @property
     def needs_blocks(self) -> frozenset[Tier]:
-        """Tiers whose policy wants to know what the prefix caches hold; those that decode run whole requests, too."""
-        tiers: set[Tier] = set()
+        """Tiers of which something wants to know what the prefix caches hold; those that decode run prompts, too."""
+        tiers: set[Tier] = {Tier.PREFILL, Tier.DECODE} if self.has_shortcuts else set()
         if self.prefill is PolicyName.PREFIX_AWARE:
             tiers.add(Tier.PREFILL)
         if self.decode is PolicyName.PREFIX_AWARE:

@@ -28,7 +28,7 @@ class PrefixAware:
 
     def picked(self, chosen: Candidate, among: Sequence[Candidate], need: Need) -> None:
         """Counts what should be cached there."""
-        self._matched += _matched(chosen, need)
+        self._matched += chosen.cached_tokens(need.prefix)
         self._prompt += need.prompt_tokens
 
     def counts(self) -> Mapping[str, int]:
@@ -36,13 +36,9 @@ class PrefixAware:
         return {"prefix_prompt_tokens": self._prompt, "prefix_matched_tokens": self._matched}
 
     def _cost(self, candidate: Candidate, need: Need) -> Cost:
-        missing = need.prompt_tokens - _matched(candidate, need)
+        missing = need.prompt_tokens - candidate.cached_tokens(need.prefix)
         waiting = candidate.outstanding_tokens + missing
         if self._is_prefill:
             return (waiting / candidate.weight,)
         pressure = candidate.pressure(missing) + missing / max(1, need.prompt_tokens)
         return pressure / candidate.weight, waiting / candidate.weight
-
-
-def _matched(candidate: Candidate, need: Need) -> int:
-    return need.prefix.matched_tokens(candidate.known_blocks, candidate.worker.layout.block_size)
