@@ -132,6 +132,9 @@ class WorkerSettings(QueueSettings):
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one.")
     attention_backend: str = Field("auto", description="Attention backend; auto takes the fastest that is installed.")
+    native_kernels: bool = Field(
+        True, description="Build our own C++ kernels for this CPU at the first start and use them; else all is torch."
+    )
     block_size: int = Field(
         0, ge=0, le=1024, description="Token positions in a KV block; 0: what the attention backend prefers, 16 on CPU."
     )

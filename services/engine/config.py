@@ -11,7 +11,7 @@ from services.common.config import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-ATTENTION_BACKENDS = ("auto", "gather", "flash", "varlen")
+ATTENTION_BACKENDS = ("auto", "native", "gather", "flash", "varlen")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,7 @@ class EngineConfig:
         tensor_parallel: Ranks, each a process of its own, that share the model.
         rank_cores: Cores of each rank; empty leaves them where the process is.
         rank_timeout_s: How long one rank waits for another in a step.
+        native_kernels: Whether to build and use our own C++ kernels on CPU; without them everything goes to torch.
     """
 
     checkpoint: Path
@@ -51,6 +52,7 @@ class EngineConfig:
     tensor_parallel: int = 1
     rank_cores: tuple[tuple[int, ...], ...] = ()
     rank_timeout_s: float = 20.0
+    native_kernels: bool = True
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)

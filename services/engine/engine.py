@@ -154,7 +154,9 @@ def _load(config: EngineConfig, report: Callable[[str], None], ranks: Ranks | No
     facts = read_model_facts(config.checkpoint)
     loaded = load_model(config, report)
     max_model_len = longest_context(loaded.config, facts.max_position, config.max_model_len)
-    backend = choose_backend(config.attention, loaded.device, loaded.dtype, loaded.shape.layers, config.block_size)
+    backend = choose_backend(
+        config.attention, loaded.device, loaded.dtype, loaded.shape.layers, config.block_size, loaded.kernels
+    )
     block_size = config.block_size or default_block_size(backend.name)
     if ranks is not None:
         ranks.await_loaded(loaded.facts)
@@ -170,7 +172,7 @@ def _load(config: EngineConfig, report: Callable[[str], None], ranks: Ranks | No
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
-    runner = Runner(loaded.model, loaded.slot, make_backend(backend.name, kv.tensor))
+    runner = Runner(loaded.model, loaded.slot, make_backend(backend.name, kv.tensor, loaded.kernels))
     layout = _layout(config, loaded, block_size)
     if ranks is None:
         return Engine(runner, kv, layout, limits)

@@ -16,7 +16,10 @@ from transformers.utils import logging as transformers_logging
 from services.common.config import ConfigError
 from services.engine.attention.hook import IMPLEMENTATION, StepSlot, attach_slot, register_attention
 from services.engine.config import EngineConfig
-from services.engine.modules import can_pack_linears, swap_modules
+from services.engine.modules import can_pack_linears, fast_linear, swap_modules
+from services.engine.native.fusing import fuse_modules
+from services.engine.native.kernels import DTYPES, Kernels
+from services.engine.native.library import KernelsUnavailable
 from services.engine.probe import ModelShape, probe_model
 from services.engine.support import check_support, read_config
 from services.engine.tensor_parallel.layers import GroupSlot, join_layers
@@ -37,6 +40,7 @@ class LoadedModel:
     shape: ModelShape
     dtype: torch.dtype
     device: torch.device
+    kernels: Kernels | None
 
     @property
     def facts(self) -> list[object]:
@@ -63,11 +67,25 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
     dtype = choose_dtype(config.dtype, model_config, device)
     progress(f"loading {model_config.model_type} in {dtype_name(dtype)} on {device.type}")
     model = _load_weights(config.checkpoint, model_config, shard, dtype, device)
-    group_slot = join_layers(model, plan_of(model_config, shard), shard)
-    counts = swap_modules(model, pack_linears=can_pack_linears(device, dtype))
-    progress(f"packed {counts['linears']} linear layers, replaced {counts['norms']} norms")
     slot = attach_slot(model)
-    return LoadedModel(model, slot, group_slot, model_config, probe_model(model, slot, device), dtype, device)
+    kernels = _load_kernels(config, dtype, device, progress)
+    layers = probe_model(model, slot, device).layers
+    fused = 0 if kernels is None else fuse_modules(model, slot, layers, kernels)
+    group_slot = join_layers(model, plan_of(model_config, shard), shard)
+    counts = swap_modules(model, fast_linear(device, dtype, kernels), kernels)
+    progress(f"fused {fused} modules, packed {counts['linears']} linear layers, replaced {counts['norms']} norms")
+    shape = probe_model(model, slot, device)
+    return LoadedModel(model, slot, group_slot, model_config, shape, dtype, device, kernels)
+
+
+def _load_kernels(config: EngineConfig, dtype: torch.dtype, device: torch.device, progress: Progress) -> Kernels | None:
+    if device.type != "cpu" or dtype not in DTYPES or not config.native_kernels:
+        return None
+    try:
+        return Kernels()
+    except KernelsUnavailable as error:
+        progress(f"computing without our own kernels, slower: {error}")
+        return None
 
 
 def choose_device(name: str) -> torch.device:

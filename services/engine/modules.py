@@ -1,14 +1,19 @@
 """Swaps parts of a `transformers` model for faster ones that compute the same up to rounding.
 
-Linear layers in bfloat16 on CPU go to oneDNN's packed form; RMS norms, found by what they compute and not by their
-name, go to torch's own. Modules that match neither stay as they are. Knows nothing of attention.
+Linear layers in bfloat16 on CPU go to our own kernel where the processor has AMX, else to oneDNN's packed form; RMS
+norms, found by what they compute and not by their name, go to our own kernel or to torch's. Modules that match neither
+stay as they are. Knows nothing of attention.
 """
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from services.engine.native.kernels import Kernels
+from services.engine.native.modules import NativeLinear, NativeRmsNorm
 
 
 class PackedLinear(nn.Module):
@@ -55,18 +60,31 @@ class OffsetRmsNorm(nn.Module):
         return functional.rms_norm(hidden.float(), self.scale.shape, self.scale, self.eps).type_as(hidden)
 
 
-def swap_modules(model: nn.Module, *, pack_linears: bool) -> dict[str, int]:
-    """Swaps what can be swapped, in place; returns counts by kind."""
+def swap_modules(
+    model: nn.Module, linear: Callable[[nn.Linear], nn.Module] | None, kernels: Kernels | None
+) -> dict[str, int]:
+    """Swaps what can be swapped, in place, linear layers by `linear`; returns counts by kind."""
     counts = {"linears": 0, "norms": 0}
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if pack_linears and type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child))
+            if linear is not None and type(child) is nn.Linear:
+                setattr(parent, name, linear(child))
                 counts["linears"] += 1
-            elif (norm := fast_norm(child)) is not None:
+            elif (norm := fast_norm(child, kernels)) is not None:
                 setattr(parent, name, norm)
                 counts["norms"] += 1
     return counts
+
+
+def fast_linear(
+    device: torch.device, dtype: torch.dtype, kernels: Kernels | None
+) -> Callable[[nn.Linear], nn.Module] | None:
+    """What makes linear layers fast on this device in this dtype; None where torch's own are."""
+    if not can_pack_linears(device, dtype):
+        return None
+    if kernels is None or not kernels.can_multiply:
+        return PackedLinear
+    return lambda linear: NativeLinear(linear, kernels) if NativeLinear.can_take(linear) else PackedLinear(linear)
 
 
 def can_pack_linears(device: torch.device, dtype: torch.dtype) -> bool:
@@ -76,7 +94,7 @@ def can_pack_linears(device: torch.device, dtype: torch.dtype) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def fast_norm(module: nn.Module) -> nn.Module | None:
+def fast_norm(module: nn.Module, kernels: Kernels | None = None) -> nn.Module | None:
     """A faster module that computes what this RMS norm computes, or None where it is none that is known.
 
     The module is tried on random numbers: its name proves nothing, and two families differ only by 1 + weight.
@@ -93,7 +111,14 @@ def fast_norm(module: nn.Module) -> nn.Module | None:
     tolerance = 1e-5 if weight.dtype == torch.float32 else 2e-2
     with torch.no_grad():
         wanted = module(sample)
-        for candidate in (RmsNorm(weight, eps), OffsetRmsNorm(weight, eps)):
+        for candidate in _norms(weight, eps, kernels):
             if torch.allclose(candidate(sample), wanted, rtol=tolerance, atol=tolerance):
                 return candidate
     return None
+
+
+def _norms(weight: torch.Tensor, eps: float, kernels: Kernels | None) -> tuple[nn.Module, nn.Module]:
+    if kernels is None:
+        return RmsNorm(weight, eps), OffsetRmsNorm(weight, eps)
+    wide = weight.detach().float()
+    return NativeRmsNorm(wide, eps, kernels), NativeRmsNorm(1.0 + wide, eps, kernels)

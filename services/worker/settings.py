@@ -39,6 +39,7 @@ def engine_config(settings: WorkerSettings, rank_cores: RankCores = ()) -> Engin
         tensor_parallel=settings.tensor_parallel_size,
         rank_cores=rank_cores,
         rank_timeout_s=settings.rank_timeout_s,
+        native_kernels=settings.native_kernels,
     )
 
 

@@ -68,3 +68,15 @@ class PagedCase:
     def query_lens(self) -> tuple[int, ...]:
         """Tokens each request feeds."""
         return tuple(len(item.token_ids) for item in self.items)
+
+    def only(self, index: int) -> "PagedCase":
+        """The same KV with one of its requests."""
+        first = sum(len(item.token_ids) for item in self.items[:index])
+        rows = slice(first, first + len(self.items[index].token_ids))
+        return PagedCase(self.kv, [self.items[index]], [self.keys[index]], [self.values[index]], self.query[:, rows])
+
+    def rest(self, skipped: int) -> "PagedCase":
+        """Its first request without the first tokens that it fed, which must be in KV by now."""
+        item = self.items[0]
+        later = BatchItem(token_ids=item.token_ids[skipped:], start=item.start + skipped, block_ids=item.block_ids)
+        return PagedCase(self.kv, [later], self.keys, self.values, self.query[:, skipped:])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from services.engine.attention.gather import GatherAttention
+from services.engine.attention.select import make_backend
 from services.engine.batch import BatchItem, SampleSpec
 from services.engine.config import EngineConfig
 from services.engine.load import load_model
@@ -20,13 +20,19 @@ LENGTHS = (40, 90, 150)
 TOLERANCE = 1.3
 
 
-def engine_logits(architecture: str, prompts: list[list[int]]) -> torch.Tensor:
+def engine_logits(architecture: str, prompts: list[list[int]], native: bool) -> torch.Tensor:
     """Logits behind each prompt, from a bfloat16 model fed in two steps: all but the last token, then that one."""
-    config = EngineConfig(checkpoint=tiny_checkpoint(architecture), dtype="bfloat16", device="cpu", num_threads=1)
+    config = EngineConfig(
+        checkpoint=tiny_checkpoint(architecture), dtype="bfloat16", device="cpu", num_threads=1, native_kernels=native
+    )
     loaded = load_model(config, lambda line: None)
     shape = loaded.shape
-    kv = torch.zeros(shape.num_layers, 2, shape.num_kv_heads, 64, BLOCK, shape.head_dim, dtype=torch.bfloat16)
-    runner = Runner(loaded.model, loaded.slot, GatherAttention(kv))
+    kv = torch.zeros(
+        shape.num_layers, 2, shape.num_kv_heads, 20 * len(prompts), BLOCK, shape.head_dim, dtype=torch.bfloat16
+    )
+    runner = Runner(
+        loaded.model, loaded.slot, make_backend("gather" if loaded.kernels is None else "native", kv, loaded.kernels)
+    )
     blocks = [list(range(20 * number, 20 * number + 20)) for number in range(len(prompts))]
     samples = (SampleSpec(sampling=GREEDY, choice=0, index=0),)
     first = [BatchItem(token_ids=p[:-1], start=0, block_ids=b) for p, b in zip(prompts, blocks, strict=True)]
@@ -46,12 +52,13 @@ def reference_logits(architecture: str, dtype: str, prompts: list[list[int]]) ->
         return torch.stack([model(torch.tensor([prompt])).logits[0, -1].float() for prompt in prompts])
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["kernels", "torch"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_logits_are_as_good_as_those_of_transformers(architecture: str) -> None:
+def test_logits_are_as_good_as_those_of_transformers(architecture: str, native: bool) -> None:
     """Mean distance to float32 logits is at most 1.3 times that of transformers' own bfloat16, and not nothing."""
-    prompts = [random_prompt(length, seed) for length in LENGTHS for seed in range(1)]
+    prompts = [random_prompt(length, seed) for length in LENGTHS for seed in range(4)]
     exact = reference_logits(architecture, "float32", prompts)
-    own = (engine_logits(architecture, prompts) - exact).abs().mean()
+    own = (engine_logits(architecture, prompts, native) - exact).abs().mean()
     theirs = (reference_logits(architecture, "bfloat16", prompts) - exact).abs().mean()
     assert 0 < own <= TOLERANCE * theirs
     assert own < 0.25 * exact.std()

@@ -1,63 +1,79 @@
-"""The plain attention backend against the formula, and which backend is chosen."""
+"""The attention backends of the CPU against the formula, and which backend is chosen."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from services.common.config import ConfigError
-from services.engine.attention.gather import SLICE_ROWS, GatherAttention
-from services.engine.attention.interface import LayerOptions
-from services.engine.attention.select import BackendChoice, choose_backend
+from services.engine.attention.gather import SLICE_ROWS
+from services.engine.attention.interface import AttentionBackend, LayerOptions
+from services.engine.attention.select import BackendChoice, choose_backend, make_backend
+from tests.harness.native import kernels_or_none
 from tests.harness.paged_case import PagedCase
 
 MIXED = [(0, 1), (3, 1), (7, 1), (8, 1), (40, 1), (300, 1), (0, 5), (0, 130), (13, 70), (64, 64), (5, 2)]
 PLAIN = LayerOptions(layer_idx=1, scale=0.3)
 
+MakeBackend = Callable[[torch.Tensor], AttentionBackend]
+
+
+@pytest.fixture(params=["gather", "native"])
+def backend(request: pytest.FixtureRequest) -> MakeBackend:
+    """Each backend that runs on CPU."""
+    kernels = kernels_or_none()
+    if request.param == "native" and kernels is None:
+        pytest.skip("no C++ compiler is installed")
+    return lambda kv: make_backend(request.param, kv, kernels)
+
 
 @pytest.mark.parametrize("window", [None, 1, 7, 8, 64, 100, 1000])
 @pytest.mark.parametrize("softcap", [None, 0.7])
-def test_mixed_batch_equals_the_formula(window: int | None, softcap: float | None) -> None:
+def test_mixed_batch_equals_the_formula(window: int | None, softcap: float | None, backend: MakeBackend) -> None:
     """One-token items of all lengths and prompts with and without history come out as the formula says."""
     case = PagedCase.random(MIXED)
     options = LayerOptions(layer_idx=1, scale=0.3, sliding_window=window, softcap=softcap)
     torch.testing.assert_close(
-        case.run(GatherAttention(case.kv), options).double(), case.expected(options), atol=2e-6, rtol=1e-5
+        case.run(backend(case.kv), options).double(), case.expected(options), atol=2e-6, rtol=1e-5
     )
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (8, 1), (3, 3), (12, 4)])
 @pytest.mark.parametrize("block_size", [1, 5, 16])
-def test_head_groups_and_block_sizes(heads: tuple[int, int], block_size: int) -> None:
+def test_head_groups_and_block_sizes(heads: tuple[int, int], block_size: int, backend: MakeBackend) -> None:
     """Any grouping of query heads and any block size gives the formula's result."""
     case = PagedCase.random(
         [(0, 1), (9, 1), (31, 1), (20, 33)], num_heads=heads[0], num_kv_heads=heads[1], block_size=block_size
     )
-    torch.testing.assert_close(
-        case.run(GatherAttention(case.kv), PLAIN).double(), case.expected(PLAIN), atol=2e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(case.run(backend(case.kv), PLAIN).double(), case.expected(PLAIN), atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [SLICE_ROWS - 1, SLICE_ROWS, SLICE_ROWS + 1, 2 * SLICE_ROWS, 2 * SLICE_ROWS + 1])
-def test_slices_of_long_prompts_join_without_seams(rows: int) -> None:
+def test_slices_of_long_prompts_join_without_seams(rows: int, backend: MakeBackend) -> None:
     """A prompt around a multiple of the slice length loses and doubles no row."""
     case = PagedCase.random([(11, rows)])
-    torch.testing.assert_close(
-        case.run(GatherAttention(case.kv), PLAIN).double(), case.expected(PLAIN), atol=2e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(case.run(backend(case.kv), PLAIN).double(), case.expected(PLAIN), atol=2e-6, rtol=1e-5)
 
 
-def test_bfloat16_is_close_to_the_formula() -> None:
+@pytest.mark.parametrize("head_dim", [8, 64, 128])
+@pytest.mark.parametrize("window", [None, 7, 100])
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_bfloat16_is_close_to_the_formula(
+    head_dim: int, window: int | None, softcap: float | None, backend: MakeBackend
+) -> None:
     """bfloat16 differs from the formula by its own rounding only (values are of size 1, its step there is 2^-7)."""
-    case = PagedCase.random(MIXED, dtype=torch.bfloat16)
+    case = PagedCase.random([*MIXED, (200, 300)], head_dim=head_dim, dtype=torch.bfloat16)
+    options = LayerOptions(layer_idx=1, scale=head_dim**-0.5, sliding_window=window, softcap=softcap)
     torch.testing.assert_close(
-        case.run(GatherAttention(case.kv), PLAIN).double(), case.expected(PLAIN), atol=0.03, rtol=0.03
+        case.run(backend(case.kv), options).double(), case.expected(options), atol=0.03, rtol=0.03
     )
 
 
-def test_new_keys_and_values_are_stored_where_the_block_table_says() -> None:
+def test_new_keys_and_values_are_stored_where_the_block_table_says(backend: MakeBackend) -> None:
     """After a step, KV holds every position of every request, and nothing else was written."""
     case = PagedCase.random(MIXED)
     untouched = case.kv[0].clone()
-    case.run(GatherAttention(case.kv), PLAIN)
+    case.run(backend(case.kv), PLAIN)
     written = 0
     for item, key, value in zip(case.items, case.keys, case.values, strict=True):
         for position in range(key.shape[1]):
@@ -68,19 +84,37 @@ def test_new_keys_and_values_are_stored_where_the_block_table_says() -> None:
     assert torch.equal(case.kv[0].isnan(), untouched.isnan())
 
 
-def test_nan_of_one_request_stays_its_own() -> None:
+def test_nan_of_one_request_stays_its_own(backend: MakeBackend) -> None:
     """A request whose KV is NaN gets NaN; its batch mates get what the formula says."""
     case = PagedCase.random([(20, 1), (21, 1), (5, 30)])
     case.kv[1, :, :, case.items[1].block_ids[0]] = float("nan")
-    got, wanted = case.run(GatherAttention(case.kv), PLAIN), case.expected(PLAIN)
+    got, wanted = case.run(backend(case.kv), PLAIN), case.expected(PLAIN)
     assert got[1].isnan().all()
     healthy = [0, *range(2, 32)]
     torch.testing.assert_close(got[healthy].double(), wanted[healthy], atol=2e-6, rtol=1e-5)
 
 
-def test_plain_torch_is_chosen_on_cpu() -> None:
-    """Without a wish, a CPU device gets the plain backend."""
-    assert choose_backend("auto", torch.device("cpu"), torch.float32, [PLAIN], 0) == BackendChoice("gather", ())
+def test_what_one_request_gets_does_not_depend_on_the_others() -> None:
+    """With our own kernels a request alone gets bit for bit what it gets in a batch, also fed in other chunks."""
+    kernels = kernels_or_none()
+    if kernels is None:
+        pytest.skip("no C++ compiler is installed")
+    case = PagedCase.random([(300, 1), (500, 1), (100, 200)], head_dim=64, dtype=torch.bfloat16)
+    together = case.run(make_backend("native", case.kv, kernels), PLAIN)
+    for row in (0, 1):
+        assert torch.equal(case.only(row).run(make_backend("native", case.kv, kernels), PLAIN)[0], together[row])
+    if kernels.can_multiply:
+        later = case.only(2).rest(70).run(make_backend("native", case.kv, kernels), PLAIN)
+        assert torch.equal(later, together[2 + 70 :])
+
+
+def test_plain_torch_is_chosen_on_cpu_without_kernels() -> None:
+    """Without a wish, a CPU device gets our own kernels where there are any, else the plain backend with the reason."""
+    device, reason = torch.device("cpu"), "native: there are no kernels of our own"
+    assert choose_backend("auto", device, torch.float32, [PLAIN], 0) == BackendChoice("gather", (reason,))
+    kernels = kernels_or_none()
+    if kernels is not None:
+        assert choose_backend("auto", device, torch.float32, [PLAIN], 0, kernels) == BackendChoice("native", ())
 
 
 @pytest.mark.parametrize("wanted", ["flash", "varlen"])

@@ -66,7 +66,13 @@ def test_cpu_workers_get_cores_and_threads_of_their_own() -> None:
     assert sorted(core for worker in workers for core in worker.cores) == list(range(8))
     assert {flags(worker.argv)["threads"] for worker in workers} == {"2"}
     assert {worker.env["OMP_NUM_THREADS"] for worker in workers} == {"2"}
-    assert {worker.env["OMP_WAIT_POLICY"] for worker in workers} == {"passive"}
+    assert {worker.env["GOMP_SPINCOUNT"] for worker in workers} == {"30000"}
+
+
+def test_threads_do_not_spin_on_cores_that_others_need() -> None:
+    """Where workers share cores, their threads sleep as soon as they wait."""
+    workers = plan(TWO_AND_TWO, cores=2).processes[1:5]
+    assert {(worker.env["OMP_WAIT_POLICY"], worker.env["GOMP_SPINCOUNT"]) for worker in workers} == {("passive", "0")}
 
 
 def test_the_user_is_told_when_workers_share_cores() -> None:

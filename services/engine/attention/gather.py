@@ -69,7 +69,7 @@ class GatherStep:
     def __init__(self, backend: GatherAttention, batch: AttentionBatch) -> None:
         self._backend = backend
         self._batch = batch
-        self._slots = (backend.head_offsets + batch.slot_mapping[None, :]).reshape(-1)
+        self._slots: torch.Tensor | None = None
         self._decodes: dict[int | None, list[_Rectangle]] = {}
         self._prompts: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -77,20 +77,43 @@ class GatherStep:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: LayerOptions
     ) -> torch.Tensor:
         """See `AttentionStep.attend`."""
-        backend, batch = self._backend, self._batch
+        batch = self._batch
         num_heads, num_tokens, head_dim = query.shape
-        backend.keys[options.layer_idx].index_copy_(0, self._slots, key.reshape(-1, head_dim))
-        backend.values[options.layer_idx].index_copy_(0, self._slots, value.reshape(-1, head_dim))
+        self.store(key, value, options.layer_idx)
         out = query.new_empty(num_tokens, num_heads, head_dim)
-        for group in self._gathered(options.sliding_window):
-            out[group.first : group.last] = self._decode(query[:, group.first : group.last], group, options)
+        self.attend_decodes(query, out, options)
         row = batch.num_decodes
         for item in range(batch.num_decodes, len(batch.query_lens)):
             rows = slice(row, row + batch.query_lens[item])
             row = rows.stop
-            keys, values = self._history(item, key[:, rows], value[:, rows], options)
-            attend_causal(query[:, rows], keys, values, options, out[rows])
+            self.attend_prompt(item, query[:, rows], key[:, rows], value[:, rows], out[rows], options)
         return out
+
+    def store(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
+        """Puts the step's keys and values [num_kv_heads, T, head_dim] where the KV wants them."""
+        backend = self._backend
+        if self._slots is None:
+            self._slots = (backend.head_offsets + self._batch.slot_mapping[None, :]).reshape(-1)
+        backend.keys[layer].index_copy_(0, self._slots, key.reshape(-1, backend.head_dim))
+        backend.values[layer].index_copy_(0, self._slots, value.reshape(-1, backend.head_dim))
+
+    def attend_decodes(self, query: torch.Tensor, out: torch.Tensor, options: LayerOptions) -> None:
+        """The one-token requests: the first rows of query [num_heads, T, head_dim] to those of `out`."""
+        for group in self._gathered(options.sliding_window):
+            out[group.first : group.last] = self._decode(query[:, group.first : group.last], group, options)
+
+    def attend_prompt(
+        self,
+        item: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        out: torch.Tensor,
+        options: LayerOptions,
+    ) -> None:
+        """Tokens of one request: [num_heads, n, head_dim] to [n, num_heads, head_dim]; key and value are new."""
+        keys, values = self._history(item, key, value, options)
+        attend_causal(query, keys, values, options, out)
 
     def _decode(self, query: torch.Tensor, group: _Rectangle, options: LayerOptions) -> torch.Tensor:
         """One query token each: [num_heads, B, head_dim] to [B, num_heads, head_dim]."""

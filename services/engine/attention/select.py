@@ -12,8 +12,10 @@ import torch
 from services.common.config import ConfigError
 from services.engine.attention.gather import GatherAttention
 from services.engine.attention.interface import AttentionBackend, LayerOptions
+from services.engine.attention.native import NativeAttention
+from services.engine.native.kernels import DTYPES, Kernels
 
-GATHER_BLOCK_SIZE = 16
+CPU_BLOCK_SIZE = 16
 FLASH_PAGE = 256
 VARLEN_BLOCK_SIZE = 128
 
@@ -27,17 +29,22 @@ class BackendChoice:
 
 
 def choose_backend(
-    wanted: str, device: torch.device, dtype: torch.dtype, layers: Sequence[LayerOptions], block_size: int
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: Sequence[LayerOptions],
+    block_size: int,
+    kernels: Kernels | None = None,
 ) -> BackendChoice:
-    """The backend asked for, or the fastest that can run.
+    """The backend asked for, or the fastest that can run; `kernels` are our own for the CPU, where there are any.
 
     Raises:
         ConfigError: the one asked for cannot; says why.
     """
-    kernels = ("flash", "varlen") if device.type == "cuda" else ()
+    faster = ("flash", "varlen") if device.type == "cuda" else ("native",)
     reasons: list[str] = []
-    for name in (wanted,) if wanted != "auto" else (*kernels, "gather"):
-        reason = refusal(name, device, dtype, layers, block_size)
+    for name in (wanted,) if wanted != "auto" else (*faster, "gather"):
+        reason = refusal(name, device, dtype, layers, block_size, kernels)
         if reason is None:
             return BackendChoice(name, tuple(reasons))
         reasons.append(f"{name}: {reason}")
@@ -45,11 +52,18 @@ def choose_backend(
 
 
 def refusal(
-    name: str, device: torch.device, dtype: torch.dtype, layers: Sequence[LayerOptions], block_size: int
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    layers: Sequence[LayerOptions],
+    block_size: int,
+    kernels: Kernels | None = None,
 ) -> str | None:
     """Why a backend cannot run, or None; block_size 0 is not chosen yet."""
     if name == "gather":
         return None
+    if name == "native":
+        return _native_refusal(device, dtype, kernels)
     if device.type != "cuda":
         return "it needs a CUDA device"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -59,6 +73,12 @@ def refusal(
     if not _is_installed("flash_attn"):
         return "flash-attn is not installed"
     return None if block_size % FLASH_PAGE == 0 else f"its blocks are multiples of {FLASH_PAGE} tokens"
+
+
+def _native_refusal(device: torch.device, dtype: torch.dtype, kernels: Kernels | None) -> str | None:
+    if device.type != "cpu" or dtype not in DTYPES:
+        return "it computes on CPU, in float32 or bfloat16 only"
+    return "there are no kernels of our own" if kernels is None else None
 
 
 def _varlen_refusal(device: torch.device, layers: Sequence[LayerOptions]) -> str | None:
@@ -86,10 +106,10 @@ def _is_installed(module: str) -> bool:
 
 def default_block_size(name: str) -> int:
     """The block size a backend works best with."""
-    return {"gather": GATHER_BLOCK_SIZE, "flash": FLASH_PAGE}.get(name, VARLEN_BLOCK_SIZE)
+    return {"flash": FLASH_PAGE, "varlen": VARLEN_BLOCK_SIZE}.get(name, CPU_BLOCK_SIZE)
 
 
-def make_backend(name: str, kv: torch.Tensor) -> AttentionBackend:
+def make_backend(name: str, kv: torch.Tensor, kernels: Kernels | None = None) -> AttentionBackend:
     """The backend over one KV tensor [num_layers, 2, num_kv_heads, num_blocks, block_size, head_dim]."""
     if name == "flash":
         from services.engine.attention.flash import FlashAttention
@@ -99,4 +119,4 @@ def make_backend(name: str, kv: torch.Tensor) -> AttentionBackend:
         from services.engine.attention.varlen import VarlenAttention
 
         return VarlenAttention(kv, paged_flash_module(kv.device) or "FA3")
-    return GatherAttention(kv)
+    return NativeAttention(kv, kernels) if name == "native" and kernels is not None else GatherAttention(kv)

@@ -1,0 +1,150 @@
+"""The C++ kernels as calls on tensors.
+
+Shapes, dtypes and contiguity are the caller's to keep: nothing is checked here. Thread: any; a kernel uses as many
+threads as torch would.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from services.engine.attention.interface import LayerOptions
+from services.engine.native.library import load_library
+
+_POINTER, _COUNT, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "rms_norm": (_POINTER,) * 3 + (_COUNT,) * 2 + (_NUMBER, _THREADS),
+    "silu_gate": (_POINTER,) * 2 + (_COUNT,) * 2 + (_THREADS,),
+    "rotate": (_POINTER,) * 3 + (_COUNT,) * 5 + (_THREADS,),
+    "store": (_POINTER,) * 4 + (_COUNT,) * 6 + (_THREADS,),
+    "decode_attention": (_POINTER,) * 6 + (_COUNT,) * 9 + (_NUMBER,) * 2 + (_THREADS,),
+}
+_LINEAR = (_POINTER,) * 4 + (_COUNT,) * 5 + (_THREADS,)
+_PROMPT_ATTENTION = (_POINTER,) * 4 + (_COUNT,) * 10 + (_NUMBER,) * 2 + (_THREADS,)
+PROMPT_HEAD_DIMS = (64, 128)
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTables:
+    """Where the KV of N one-token requests lies.
+
+    Attributes:
+        blocks: Block tables of all requests, end to end.
+        first: [N] where each begins in `blocks`.
+        lengths: [N] positions in KV, the new one included.
+    """
+
+    blocks: npt.NDArray[np.int32]
+    first: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+
+class Kernels:
+    """The kernels of this machine; `can_multiply` where it has AMX.
+
+    Raises:
+        KernelsUnavailable: see `load_library`.
+    """
+
+    def __init__(self) -> None:
+        library = load_library()
+        self.can_multiply = bool(library.can_linear_bfloat16())
+        self._linear = _function(library, "linear_bfloat16", _LINEAR)
+        self._prompt_attention = _function(library, "prompt_attention_bfloat16", _PROMPT_ATTENTION)
+        self._functions = {
+            (name, dtype): _function(library, f"{name}_{suffix}", signature)
+            for name, signature in _SIGNATURES.items()
+            for dtype, suffix in DTYPES.items()
+        }
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """X · weightᵀ + bias, bfloat16: contiguous [..., K] to [..., N], weight [N, K]; K in 32s, N 16 or more."""
+        (n, k), rows = weight.shape, x.numel() // weight.shape[1]
+        out = x.new_empty(*x.shape[:-1], n)
+        at = None if bias is None else bias.data_ptr()
+        self._linear(out.data_ptr(), x.data_ptr(), weight.data_ptr(), at, rows, n, k, k, n, torch.get_num_threads())
+        return out
+
+    def rms_norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+        """Normed: x / rms(x) · scale: contiguous [..., D] to the same; scale [D] in float32."""
+        out, width = torch.empty_like(x), x.shape[-1]
+        call = self._functions["rms_norm", x.dtype]
+        call(out.data_ptr(), x.data_ptr(), scale.data_ptr(), x.numel() // width, width, eps, torch.get_num_threads())
+        return out
+
+    def silu_gate(self, joined: torch.Tensor) -> torch.Tensor:
+        """silu(gate) · up: contiguous [..., 2·D], gate before up, to [..., D]."""
+        width = joined.shape[-1] // 2
+        out, rows = joined.new_empty(*joined.shape[:-1], width), joined.numel() // (2 * width)
+        call = self._functions["silu_gate", joined.dtype]
+        call(out.data_ptr(), joined.data_ptr(), rows, width, torch.get_num_threads())
+        return out
+
+    def rotate(self, heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
+        """Turns [T, heads, head_dim] in place by contiguous [T, R] angles; only the first R elements of a head turn."""
+        rows, count, _ = heads.shape
+        call = self._functions["rotate", heads.dtype]
+        tables = cosines.data_ptr(), sines.data_ptr()
+        strides = heads.stride(0), count, heads.stride(1), cosines.shape[-1]
+        call(heads.data_ptr(), *tables, rows, *strides, torch.get_num_threads())
+
+    def store(self, kv: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
+        """Puts [heads, T, head_dim] at slots [T] of a layer [2, heads, blocks, block_size, head_dim]."""
+        heads, tokens, dim = key.shape
+        if key.stride() != value.stride() or key.stride(2) != 1:
+            key, value = key.contiguous(), value.contiguous()
+        counts = tokens, heads, kv.shape[2] * kv.shape[3], dim, key.stride(1), key.stride(0)
+        call = self._functions["store", kv.dtype]
+        pointers = kv.data_ptr(), key.data_ptr(), value.data_ptr(), slots.data_ptr()
+        call(*pointers, *counts, torch.get_num_threads())
+
+    def decode_attention(
+        self, out: torch.Tensor, query: torch.Tensor, kv: torch.Tensor, tables: DecodeTables, options: LayerOptions
+    ) -> None:
+        """One query token of each request, [num_heads, N, head_dim] to contiguous [N, num_heads, head_dim]."""
+        _, heads, num_blocks, block_size, dim = kv.shape
+        window = options.sliding_window or 0
+        pointers = out.data_ptr(), query.data_ptr(), kv.data_ptr()
+        arrays = tables.blocks.ctypes.data, tables.first.ctypes.data, tables.lengths.ctypes.data
+        counts = len(tables.lengths), heads, query.shape[0] // heads, dim, num_blocks, block_size, window
+        strides = query.stride(1), query.stride(0)
+        call = self._functions["decode_attention", kv.dtype]
+        call(*pointers, *arrays, *strides, *counts, options.scale, options.softcap or 0.0, torch.get_num_threads())
+
+    def prompt_attention(
+        self,
+        out: torch.Tensor,
+        query: torch.Tensor,
+        kv: torch.Tensor,
+        table: npt.NDArray[np.int32],
+        length: int,
+        options: LayerOptions,
+    ) -> None:
+        """The last T of `length` tokens of one request, whose KV is stored; where `can_multiply`, in bfloat16.
+
+        Args:
+            out: Contiguous [T, num_heads, head_dim], written; head_dim one of `PROMPT_HEAD_DIMS`.
+            query: [num_heads, T, head_dim].
+            kv: The layer's [2, kv_heads, blocks, block_size, head_dim].
+            table: The request's blocks.
+            length: Positions in KV, the new ones included.
+            options: The layer's own numbers.
+        """
+        _, heads, num_blocks, block_size, dim = kv.shape
+        pointers = out.data_ptr(), query.data_ptr(), kv.data_ptr(), table.ctypes.data
+        sizes = query.stride(1), query.stride(0), query.shape[1], length
+        counts = heads, query.shape[0] // heads, dim, num_blocks, block_size, options.sliding_window or 0
+        numbers = options.scale, options.softcap or 0.0
+        self._prompt_attention(*pointers, *sizes, *counts, *numbers, torch.get_num_threads())
+
+
+def _function(library: ctypes.CDLL, name: str, signature: tuple[Any, ...]) -> Callable[..., None]:
+    found = getattr(library, name)
+    found.argtypes, found.restype = signature, None
+    return found

@@ -1,0 +1,111 @@
+"""Modules that compute with our own kernels what modules of torch and `transformers` compute, up to rounding.
+
+On CPU, in float32 or bfloat16. Thread: one, the engine's.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from services.engine.attention.hook import StepSlot
+from services.engine.attention.interface import LayerOptions
+from services.engine.native.kernels import Kernels
+
+# Beyond, torch's product of unpacked weights is as fast or faster.
+MOST_ROWS = 64
+
+
+class NativeLinear(nn.Module):
+    """A bfloat16 linear layer over torch's own weight, which few rows read at the speed of memory."""
+
+    def __init__(self, linear: nn.Linear, kernels: Kernels) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight
+        self.bias = cast("nn.Parameter | None", linear.bias)  # typed as always there, but it is not
+        self._kernels = kernels
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        if hidden.numel() > MOST_ROWS * self.in_features:
+            return functional.linear(hidden, self.weight, self.bias)
+        return self._kernels.linear(hidden.contiguous(), self.weight, self.bias)
+
+    @staticmethod
+    def can_take(linear: nn.Linear) -> bool:
+        """Whether the kernel's shapes fit."""
+        weight = linear.weight
+        fits = linear.in_features % 32 == 0 and linear.out_features >= 16
+        return fits and weight.dtype == torch.bfloat16 and weight.is_contiguous()
+
+
+class NativeRmsNorm(nn.Module):
+    """x / rms(x) · scale in one pass."""
+
+    def __init__(self, scale: torch.Tensor, eps: float, kernels: Kernels) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.detach().float(), requires_grad=False)
+        self.eps = eps
+        self._kernels = kernels
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] to the same."""
+        return self._kernels.rms_norm(hidden.contiguous(), self.scale, self.eps)
+
+
+class FusedMlp(nn.Module):
+    """down(silu(gate(x)) · up(x)) with gate and up in one product."""
+
+    def __init__(self, mlp: nn.Module, kernels: Kernels) -> None:
+        super().__init__()
+        self.gate_up = join([cast(nn.Linear, mlp.gate_proj), cast(nn.Linear, mlp.up_proj)])
+        self.down_proj = cast(nn.Linear, mlp.down_proj)
+        self._kernels = kernels
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., D] to the same."""
+        return self.down_proj(self._kernels.silu_gate(self.gate_up(hidden)))
+
+
+class FusedAttention(nn.Module):
+    """Self-attention with rotary positions: queries, keys and values in one product, turned where they lie."""
+
+    def __init__(self, attention: nn.Module, options: LayerOptions, head_dim: int, kernels: Kernels) -> None:
+        super().__init__()
+        parts = [cast(nn.Linear, getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
+        self.qkv = join(parts)
+        self.o_proj = cast(nn.Linear, attention.o_proj)
+        self._num_heads, self._num_kv_heads, _ = (part.out_features // head_dim for part in parts)
+        self._head_dim = head_dim
+        self._options = options
+        self._slot = cast(StepSlot, attention.step_slot)
+        self._kernels = kernels
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """[1, T, D] to the same; position embeddings are cosines and sines [1, T, R]."""
+        tokens, turned = hidden_states.shape[1], self._num_heads + self._num_kv_heads
+        heads = self.qkv(hidden_states).view(tokens, -1, self._head_dim)
+        cosines, sines = position_embeddings
+        self._kernels.rotate(heads[:, :turned], cosines.contiguous(), sines.contiguous())
+        by_head = heads.transpose(0, 1)
+        query, key, value = by_head[: self._num_heads], by_head[self._num_heads : turned], by_head[turned:]
+        mixed = self._slot.step.attend(query, key, value, self._options)
+        return self.o_proj(mixed.view(1, tokens, -1)), None
+
+
+def join(linears: list[nn.Linear]) -> nn.Linear:
+    """One layer that gives the outputs of several over the same input, end to end."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [cast("torch.Tensor | None", linear.bias) for linear in linears]
+    has_bias = any(bias is not None for bias in biases)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=has_bias, device="meta")
+    joined.weight = nn.Parameter(weight, requires_grad=False)
+    if has_bias:
+        zeros = [weight.new_zeros(linear.out_features) for linear in linears]
+        filled = [zero if bias is None else bias.detach() for zero, bias in zip(zeros, biases, strict=True)]
+        joined.bias = nn.Parameter(torch.cat(filled), requires_grad=False)
+    return joined

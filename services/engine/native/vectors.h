@@ -1,0 +1,104 @@
+// Sixteen float32 at a time, where the processor has AVX-512 with bfloat16.
+#pragma once
+
+#include <cstdlib>
+#include <new>
+
+#include "numbers.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#include <immintrin.h>
+#define BATON_DOT_BF16 1
+#endif
+
+namespace {
+
+// Allocates by cache lines and leaves new elements as they are.
+template <typename T>
+struct Aligned {
+    using value_type = T;
+    Aligned() = default;
+    template <typename U>
+    Aligned(const Aligned<U>&) {}
+    T* allocate(size_t count) {
+        void* found = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+        if (!found) throw std::bad_alloc();
+        return static_cast<T*>(found);
+    }
+    void deallocate(T* at, size_t) { std::free(at); }
+    template <typename U>
+    void construct(U*) {}
+    template <typename U>
+    bool operator==(const Aligned<U>&) const { return true; }
+    template <typename U>
+    bool operator!=(const Aligned<U>&) const { return false; }
+};
+
+#ifdef BATON_DOT_BF16
+inline __m512 load_wide(const bfloat16* at) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))), 16));
+}
+
+// e^x for x <= 0; see exp_negative.
+inline __m512 exp_negative(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays
+    const __m512 whole =
+        _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
+    rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
+    __m512 poly = _mm512_set1_ps(1.9875691500e-4f);
+    for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(next));
+    poly = _mm512_fmadd_ps(_mm512_mul_ps(poly, rest), rest, _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(poly, whole);
+}
+
+// The sums of each of 16 vectors, in their order.
+inline __m512 sum_each(const __m512* rows) {
+    __m512 pairs[8], fours[4];
+    for (int i = 0; i < 8; i++)
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
+                                 _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+    for (int i = 0; i < 4; i++) {
+        const __m512d low = _mm512_castps_pd(pairs[2 * i]), high = _mm512_castps_pd(pairs[2 * i + 1]);
+        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+    }
+    __m512 halves[2];
+    for (int i = 0; i < 2; i++)
+        halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                                  _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
+                         _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+}
+
+// 16 x 16, in place.
+inline void transpose(__m512* m) {
+    __m512 t[16];
+    for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_ps(m[2 * i], m[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_ps(m[2 * i], m[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 2; j++) {
+            const __m512d a = _mm512_castps_pd(t[4 * i + j]), b = _mm512_castps_pd(t[4 * i + 2 + j]);
+            m[4 * i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            m[4 * i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(m[i], m[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_f32x4(m[i], m[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_f32x4(m[8 + i], m[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_f32x4(m[8 + i], m[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        m[i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88);
+        m[4 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0x88);
+        m[8 + i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd);
+        m[12 + i] = _mm512_shuffle_f32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+#endif
+
+}  // namespace
