@@ -81,6 +81,19 @@ def test_the_user_is_told_when_workers_share_cores() -> None:
     assert plan(ClusterSettings(counts={"prefill": 1, "decode": 1}), cores=2).notes == ()
 
 
+def test_a_worker_gets_as_many_shares_of_the_cores_as_it_has_ranks() -> None:
+    """A prefill worker of two ranks has twice the cores and threads of a decode worker of one."""
+    settings = ClusterSettings(
+        counts={"prefill": 1, "decode": 2}, flags={"prefill": {"tensor-parallel-size": "2"}, "decode": {}}
+    )
+    prefill, *decodes = plan(settings, cores=8).processes[1:4]
+    assert prefill.cores == (0, 1, 2, 3)
+    assert [decode.cores for decode in decodes] == [(4, 5), (6, 7)]
+    assert [flags(worker.argv)["threads"] for worker in (prefill, *decodes)] == ["4", "2", "2"]
+    assert "3 workers of 4 processes share 3 cores" in plan(settings, cores=3).notes[0]
+    assert plan(settings, cores=4).notes == ()
+
+
 def test_frontends_are_not_pinned() -> None:
     """Processes that do not compute may run anywhere."""
     outer = plan(TWO_AND_TWO).processes

@@ -30,10 +30,27 @@ def test_tiers_are_tuned_apart() -> None:
     assert (flags["decode"]["max-num-seqs"], flags["decode"]["worker-id"]) == ("7", "a b")
 
 
+def test_tiers_choose_their_degrees_of_tensor_parallelism_apart() -> None:
+    """One tier's does not reach the other; 1 is left to the process, and further settings of the tier win."""
+    flags = cluster_settings(UpSettings(prefill_tensor_parallel=2), "/m", "cpu").flags
+    assert flags["prefill"]["tensor-parallel-size"] == "2"
+    assert "tensor-parallel-size" not in flags["decode"]
+    given = UpSettings(decode_tensor_parallel=2, decode_args="tensor-parallel-size=4")
+    flags = cluster_settings(given, "/m", "cpu").flags
+    assert flags["decode"]["tensor-parallel-size"] == flags["colocated"]["tensor-parallel-size"] == "4"
+
+
 def test_every_flag_that_is_passed_exists() -> None:
     """Workers and frontends know every flag that `baton up` can pass on, so none dies of an unknown one."""
     given = UpSettings(
-        dtype="auto", max_model_len=1, max_num_seqs=1, max_num_batched_tokens=1, block_size=1, num_blocks=1
+        dtype="auto",
+        max_model_len=1,
+        max_num_seqs=1,
+        max_num_batched_tokens=1,
+        block_size=1,
+        num_blocks=1,
+        prefill_tensor_parallel=2,
+        decode_tensor_parallel=2,
     )
     flags = cluster_settings(given, "/m", "cpu").flags
     for role, known in (("prefill", WorkerSettings), ("decode", WorkerSettings), ("frontend", FrontendSettings)):
