@@ -12,6 +12,7 @@ COMMANDS = {
     "prefill": "prompts on an engine or on one worker: tokens per second by length and batch",
     "peers": "other engines on the same checkpoints and prompts, in turn with Baton",
     "transfer": "the handoff, between two processes or from one prefill worker",
+    "control": "the control plane alone: schedulers, and a frontend and a worker whose engine costs nothing",
     "plot": "no measurement: draws JSON reports as PNG",
 }
 _MODULES = {"peers": "benchmarks.peers.compare"}

@@ -123,6 +123,26 @@ def _peers(report: Report) -> Iterable[Chart]:
         yield Bars(title, y, tuple(results), bars)
 
 
+def _control(report: Report) -> Iterable[Chart]:
+    rows = report["schedulers"]
+    curves = {
+        "step of 64 requests (decode)": _curve(rows, "queued", "decode_step_us"),
+        "no room (prefill)": _curve(rows, "queued", "prefill_plan_us"),
+        "nobody awaits (prefill)": _curve(rows, "queued", "prefill_ahead_plan_us"),
+    }
+    yield Lines("Time to plan a step", "queued requests", "µs", curves, is_log_x=True)
+    x, answers, paced = "streams", report["answers"], report["paced"]
+    tokens = {"": _curve(answers, "streams", "output_throughput")}
+    yield Lines("Tokens carried, engine without cost", x, "tokens/s", tokens, is_log_x=True)
+    requests = {"": _curve(report["requests"], "streams", "request_throughput")}
+    yield Lines("One-token requests carried, engine without cost", x, "requests/s", requests, is_log_x=True)
+    names = ("frontend", "worker", "client")
+    spent = {name: _curve(answers, "streams", f"{name}_us_per_token") for name in names}
+    yield Lines("CPU time of a token, engine without cost", x, "µs", spent, is_log_x=True)
+    busy = {name: _curve(paced, "streams", f"{name}_cores") for name in names}
+    yield Lines("Cores that are busy, steps of a fixed time", x, "cores", busy, is_log_x=True)
+
+
 _CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
     "serve": _serve,
     "goodput": _goodput,
@@ -130,6 +150,7 @@ _CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
     "prefill": _prefill,
     "transfer": _transfer,
     "peers": _peers,
+    "control": _control,
 }
 
 

@@ -69,27 +69,38 @@ async def local_clusters(
     Raises:
         ClusterFailed: one did not become ready; the message has the end of its log.
     """
-    gpus = await asyncio.to_thread(count_gpus)
-    ports = FreePorts("127.0.0.1")
     async with contextlib.AsyncExitStack() as stack:
         plans: list[ClusterPlan] = []
         for name in names:
-            settings = UpSettings.model_validate(
-                {"model": str(checkpoint), "dtype": dtype, "port": 0, **parse_variant(name).settings(worker_args)}
-            )
-            wanted = cluster_settings(settings, str(checkpoint), "cuda" if gpus else "cpu")
-            plan = plan_cluster(wanted, ordered_cores(), gpus, ports.take)
+            plan = await local_plan(name, checkpoint, dtype, worker_args)
             logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="baton-bench-"))
-            await stack.enter_async_context(_running(plan, pathlib.Path(logs), start_timeout_s))
+            await stack.enter_async_context(running_cluster(plan, pathlib.Path(logs), start_timeout_s))
             plans.append(plan)
         yield plans
 
 
+async def local_plan(name: str, checkpoint: pathlib.Path, dtype: str = "", worker_args: str = "") -> ClusterPlan:
+    """The processes of one local cluster, on free ports and over all cores; see `local_clusters`."""
+    gpus = await asyncio.to_thread(count_gpus)
+    settings = UpSettings.model_validate(
+        {"model": str(checkpoint), "dtype": dtype, "port": 0, **parse_variant(name).settings(worker_args)}
+    )
+    wanted = cluster_settings(settings, str(checkpoint), "cuda" if gpus else "cpu")
+    return plan_cluster(wanted, ordered_cores(), gpus, FreePorts("127.0.0.1").take)
+
+
 @contextlib.asynccontextmanager
-async def _running(plan: ClusterPlan, logs: pathlib.Path, start_timeout_s: float) -> AsyncGenerator[None]:
+async def running_cluster(
+    plan: ClusterPlan, logs: pathlib.Path, start_timeout_s: float
+) -> AsyncGenerator[LocalCluster]:
+    """Starts the processes of a plan and stops them.
+
+    Raises:
+        ClusterFailed: they did not become ready in time; the message has the end of a log.
+    """
     cluster = LocalCluster(plan, logs, lambda change: None)
     try:
         await cluster.start(start_timeout_s)
-        yield
+        yield cluster
     finally:
         await cluster.stop(STOP_GRACE_S)

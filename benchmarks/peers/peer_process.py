@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import signal
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks.load import WRONG_LENGTH, Run, Timing
 from benchmarks.peers.catalog import PEERS, Side, environment, python_of
 from benchmarks.peers.install import check_installed, exported
 from benchmarks.plan import Plan
+from services.common import leash
 from services.common.config import ConfigError
 from services.common.types import StageTimes, Usage
 
@@ -150,6 +152,8 @@ async def running_peer(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
+            # Leashed: a stopped process would outlive this one, whose end it could not see.
+            sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), "",
             str(python_of(peer, folder)), "-m", peer.module, json.dumps(options),
             env=environment(peer, folder, cores), start_new_session=True, limit=_LINE_BYTES,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors,

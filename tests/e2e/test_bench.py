@@ -138,3 +138,17 @@ async def test_each_tier_is_measured_on_a_worker_that_runs(tmp_path: pathlib.Pat
             assert all(row[figure] > 0 for row in report["rows"])
         wrong = await asyncio.to_thread(bench, "transfer", "--address", cluster.address("decode-0"))
         assert (wrong.returncode, "no prefill worker" in wrong.stderr) == (2, True)
+
+
+def test_the_control_plane_is_measured_without_a_model(tmp_path: pathlib.Path) -> None:
+    """Real processes, every answer complete, and CPU time of each of them for each number of streams."""
+    out = tmp_path / "found.json"
+    size = ("--streams", "1,8", "--requests", "8", "--turns", "1", "--output-tokens", "8", "--rounds", "1")
+    done = bench("control", "--queued", "1,20", *size, "--step-ms", "2", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert [row["queued"] for row in report["schedulers"]] == [1, 20]
+    for part in ("answers", "requests", "paced"):
+        assert [(row["streams"], row["failed"]) for row in report[part]] == [(1, 0), (8, 0)]
+        assert all(row["output_throughput"] > 0 for row in report[part])
+        assert all(row[f"{name}_cores"] >= 0 for row in report[part] for name in ("frontend", "worker", "client"))
