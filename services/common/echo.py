@@ -6,6 +6,7 @@ What a peer sends says nothing about the other direction: one to which nothing g
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from services.common.errors import BatonError, DeadlineExceeded, PeerUnreachable
 
@@ -63,7 +64,7 @@ class Echo:
                 return
 
 
-async def comes(future: "asyncio.Future[object] | asyncio.Future[None]", heartbeat_s: float) -> bool:
+async def comes(future: "asyncio.Future[Any]", heartbeat_s: float) -> bool:
     """True where it is done within a heartbeat, or within the next one after a heartbeat that this process missed."""
     began = time.monotonic()
     if (await asyncio.wait({future}, timeout=heartbeat_s))[0]:
