@@ -14,6 +14,9 @@ from services.kvtransfer.convert import (
 )
 from services.kvtransfer.events import ChannelEvent, ChannelRequest, FetchOrder, KeyOrder, ProbeOrder, Released
 
+# Whatever a source says of its leases, they are not renewed without a pause.
+SHORTEST_LEASE_S = 0.1
+
 
 class KvTransferClient:
     """Talks to one source. Owns its connection: `await close()`."""
@@ -42,7 +45,7 @@ class KvTransferClient:
         request = pb.AwaitTicketRequest(request_id=request_id, ticket_id=ticket_id)
         with rpc_errors(self._peer):
             response = answered(await self._stub.AwaitTicket(request, timeout=timeout_left(deadline)), self._peer)
-        return response.lease_ms / 1e3
+        return max(SHORTEST_LEASE_S, response.lease_ms / 1e3)
 
     async def rendezvous(self, order: KeyOrder, deadline: float) -> bytes:
         """Sets or reads a key of a channel; a read waits for it until the deadline."""

@@ -12,7 +12,7 @@ from services.common.convert import (
     worker_from_proto,
     worker_to_proto,
 )
-from services.common.errors import FieldViolation, InvalidRequest
+from services.common.errors import ChannelBroken, FieldViolation, InvalidRequest
 from services.common.validation import id_violations
 from services.kvtransfer.events import (
     ChannelEvent,
@@ -132,7 +132,7 @@ def event_from_proto(message: pb.OpenChannelResponse) -> ChannelEvent:
     """One event of a channel's stream.
 
     Raises:
-        InvalidRequest: an event that this version does not know.
+        ChannelBroken: an event that this version does not know.
     """
     match message.WhichOneof("event"):
         case "offer":
@@ -145,7 +145,7 @@ def event_from_proto(message: pb.OpenChannelResponse) -> ChannelEvent:
         case "end":
             return _end_from_proto(message.end)
         case None:
-            raise InvalidRequest(FieldViolation("event", "is missing or unknown to this version"))
+            raise ChannelBroken("the source sent what is no event, or none that this version knows; check its version")
 
 
 def _offer_to_proto(offer: ChannelOffer) -> pb.ChannelOffer:

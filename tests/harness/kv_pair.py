@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from services.common.rpc.server import RpcServer
+from services.common.rpc.server import Binding, RpcServer
 from services.common.types import ChoiceTokens, Handoff, StageTimes, Tier, Token, WorkerInfo
 from services.kvtransfer.config import TransferConfig
 from services.kvtransfer.sink import Fetched, KvSink
@@ -124,13 +124,14 @@ async def start_source(
     *,
     incarnation: str = "i1",
     port: int = 0,
+    bind: Callable[[KvSource], Binding] = binding,
 ) -> SourceSide:
     """Starts a source and its gRPC server."""
     released: list[str] = []
     info = worker("prefill-0", Tier.PREFILL, kv, incarnation=incarnation)
     source = KvSource(kv, info, config, released.append, transports)
     await source.start()
-    server = RpcServer("127.0.0.1", port, [binding(source)])
+    server = RpcServer("127.0.0.1", port, [bind(source)])
     address = f"127.0.0.1:{await server.start()}"
     return SourceSide(kv, source, server, replace(info, address=address), released)
 
@@ -144,9 +145,10 @@ async def kv_pair(
     source_transports: Transports = AVAILABLE,
     sink_transports: Transports = AVAILABLE,
     sink_config: TransferConfig | None = None,
+    bind: Callable[[KvSource], Binding] = binding,
 ) -> AsyncIterator[Pair]:
-    """Starts both sides, not connected, and stops them."""
-    left = await start_source(source_kv or FakeKv(), config, source_transports)
+    """Starts both sides, not connected, and stops them; `bind` serves the source."""
+    left = await start_source(source_kv or FakeKv(), config, source_transports, bind=bind)
     kv = sink_kv or FakeKv()
     sink = KvSink(kv, worker("decode-0", Tier.DECODE, kv), sink_config or config, sink_transports)
     try:
