@@ -22,7 +22,7 @@ class Clock:
 @given(TIMES)
 def test_points_are_times_that_were_measured(times: list[tuple[int, int]]) -> None:
     """Each point is one of the times, one for each size class that was measured often enough, in order of size."""
-    known = TimesBySize()
+    known = TimesBySize(clock=Clock())
     for tokens, time_ns in times:
         known.add(tokens, time_ns)
     points = known.points
@@ -49,6 +49,38 @@ def test_only_the_latest_times_count() -> None:
     for time_ns in (*[900] * 50, *[100] * 8):
         known.add(1, time_ns)
     assert known.points == (SizedTime(1, 100),)
+
+
+def test_a_size_that_does_not_occur_becomes_faster_with_those_that_do() -> None:
+    """What was measured while the machine was busy is not held against a size for ever, nor made worse by others."""
+    clock = Clock()
+    known = TimesBySize(clock=clock)
+    for tokens in (1, 16, 64):
+        clock.now += 1
+        for _ in range(ENOUGH):
+            known.add(tokens, 100 + tokens)
+    clock.now += 1
+    for time_ns in (*[500] * 15, *[10] * 15):
+        known.add(1, time_ns)
+        if time_ns == 500:
+            assert known.points[1:] == (SizedTime(16, 116), SizedTime(64, 164))
+    assert known.points == (SizedTime(1, 10), SizedTime(16, round(1160 / 101)), SizedTime(64, round(1640 / 101)))
+    for _ in range(8):
+        known.add(64, 30)
+    assert known.points[2] == SizedTime(64, 30)
+
+
+@given(TIMES)
+def test_no_size_is_taken_for_slower_than_it_was(times: list[tuple[int, int]]) -> None:
+    """Whatever others took since, a point is at most the longest of its class."""
+    clock = Clock()
+    known = TimesBySize(clock=clock)
+    for tokens, time_ns in times:
+        clock.now += 1
+        known.add(tokens, time_ns)
+    for point in known.points:
+        of_class = [time_ns for tokens, time_ns in times if tokens.bit_length() == point.tokens.bit_length()]
+        assert 0 <= point.time_ns <= max(of_class)
 
 
 def test_a_size_that_is_heard_of_no_more_is_forgotten() -> None:
