@@ -61,22 +61,22 @@ def on_all(groups: list[RankGroup], work: Callable[[RankGroup], Any]) -> list[An
 
 
 @contextlib.contextmanager
-def sharded_engine(
-    architecture: str, degree: int = 2, max_num_seqs: int = 8, budget: int = 48, **overrides: Any
-) -> Iterator[Engine]:
-    """An engine in float32 whose other ranks are threads."""
+def sharded_engine(architecture: str, degree: int = 2, dtype: str = "float32", **overrides: Any) -> Iterator[Engine]:
+    """An engine whose other ranks are threads."""
     torch.set_num_threads(1)  # the ranks' pools would get in each other's way
     path = tiny_checkpoint(architecture, **overrides)
-    config = EngineConfig(checkpoint=path, dtype="float32", device="cpu", tensor_parallel=degree)
+    config = EngineConfig(checkpoint=path, dtype=dtype, device="cpu", tensor_parallel=degree)
     ranks = [load_model(config, lambda line: None, rank) for rank in range(degree)]
     links, exchange = rank_links(degree), torch.zeros(exchange_bytes(degree), dtype=torch.uint8)
+    attention = "gather" if ranks[0].kernels is None else "native"
     kv: list[torch.Tensor] = []
     runners: list[Runner] = []
     for rank, loaded in enumerate(ranks):
         shape = loaded.shape
-        kv.append(torch.zeros(shape.num_layers, 2, shape.num_kv_heads, NUM_BLOCKS, BLOCK_SIZE, shape.head_dim))
+        dims = (shape.num_layers, 2, shape.num_kv_heads, NUM_BLOCKS, BLOCK_SIZE, shape.head_dim)
+        kv.append(torch.zeros(dims, dtype=loaded.dtype))
         loaded.group_slot.group = RankGroup(rank, links[rank], exchange, WAIT_S)
-        runners.append(Runner(loaded.model, loaded.slot, make_backend("gather", kv[-1])))
+        runners.append(Runner(loaded.model, loaded.slot, make_backend(attention, kv[-1], loaded.kernels)))
     threads = [
         threading.Thread(target=_follow, args=(runner, loaded.group_slot.group), daemon=True)
         for runner, loaded in zip(runners[1:], ranks[1:], strict=True)
@@ -87,7 +87,7 @@ def sharded_engine(
     assert group is not None
     layout = KvLayout(
         model_fingerprint=f"{architecture}{overrides}",
-        dtype="float32",
+        dtype=dtype,
         num_layers=shape.num_layers,
         num_kv_heads=shape.num_kv_heads * degree,
         head_dim=shape.head_dim,
@@ -99,8 +99,8 @@ def sharded_engine(
         max_model_len=160,
         vocab_size=VOCAB,
         eos_token_ids=(EOS,),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=budget,
+        max_num_seqs=8,
+        max_num_batched_tokens=48,
     )
     try:
         yield Engine(ShardedRunner(runners[0], group), PagedKv(*kv), layout, limits)

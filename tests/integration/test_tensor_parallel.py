@@ -3,11 +3,12 @@
 import asyncio
 
 import pytest
+import torch
 
 from services.common.sampling import SamplingParams
 from services.common.types import Tier
 from services.engine.config import EngineConfig
-from services.engine.engine import load_engine
+from services.engine.engine import Engine, load_engine
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
 from tests.harness.engine_driver import EngineDriver
 from tests.harness.rank_threads import sharded_engine
@@ -44,6 +45,25 @@ def test_three_ranks_divide_what_two_cannot() -> None:
         driver = EngineDriver(engine)
         outputs = driver.run([driver.request(prompt)])
     assert outputs == [reference_tokens(tiny_checkpoint("llama", **overrides), prompt, 8)]
+
+
+def test_bfloat16_is_as_with_one_rank_up_to_rounding() -> None:
+    """Through whatever this machine computes it with, fused and packed: a sum left out would change everything."""
+    prompts = [random_prompt(length) for length in LENGTHS]
+    sampling = SamplingParams(temperature=0.0, logprobs=1)
+
+    def first_logprobs(engine: Engine) -> torch.Tensor:
+        driver = EngineDriver(engine)
+        requests = [driver.request(prompt, max_tokens=1, sampling=sampling) for prompt in prompts]
+        driver.run(requests)
+        return torch.tensor([request.tokens[0].logprob for request in requests])
+
+    config = EngineConfig(
+        checkpoint=tiny_checkpoint("llama"), dtype="bfloat16", device="cpu", num_blocks=64, max_model_len=160
+    )
+    one = first_logprobs(load_engine(config))
+    with sharded_engine("llama", dtype="bfloat16") as engine:
+        assert torch.allclose(first_logprobs(engine), one, rtol=0, atol=0.25)
 
 
 @pytest.mark.parametrize(("prefill_ranks", "decode_ranks"), [(2, 1), (1, 2), (2, 2)])

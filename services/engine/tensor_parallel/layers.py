@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from services.common.config import ConfigError
 from services.engine.tensor_parallel.group import RankGroup
 from services.engine.tensor_parallel.plan import Cut, Shard, ShardPlan
 
@@ -38,10 +39,10 @@ class SummedLinear(nn.Module):
 class GatheredLogits(nn.Module):
     """The output layer, of which each rank has a part of the vocabulary; rank 0 gets the logits of all of it."""
 
-    def __init__(self, linear: nn.Linear, shard: Shard, slot: GroupSlot) -> None:
+    def __init__(self, linear: nn.Linear, shard: Shard, slot: GroupSlot, *, is_tied: bool) -> None:
         super().__init__()
         self.vocab_size = linear.out_features
-        self.linear = _rows_of(linear, shard.share(linear.out_features))
+        self.linear = _rows_of(linear, shard.share(linear.out_features), is_copied=not is_tied)
         self._shares = [Shard(rank, shard.degree).share(self.vocab_size) for rank in range(shard.degree)]
         self._slot = slot
 
@@ -53,24 +54,34 @@ class GatheredLogits(nn.Module):
         return self._slot.group.gather(part, [share.stop - share.start for share in self._shares])
 
 
-def _rows_of(linear: nn.Linear, rows: slice) -> nn.Linear:
-    """A linear layer with some of another's outputs; it shares their memory, which may be that of the embedding."""
+def _rows_of(linear: nn.Linear, rows: slice, *, is_copied: bool) -> nn.Linear:
+    """A linear layer with some of another's outputs: a copy, so that the other can go, or a view of its memory."""
     bias = cast("torch.Tensor | None", linear.bias)  # typed as always there, but it is not
     part = nn.Linear(linear.in_features, rows.stop - rows.start, bias=bias is not None, device="meta")
-    part.weight = nn.Parameter(linear.weight.detach()[rows], requires_grad=False)
+    weight = linear.weight.detach()[rows]
+    part.weight = nn.Parameter(weight.clone() if is_copied else weight, requires_grad=False)
     if bias is not None:
-        part.bias = nn.Parameter(bias.detach()[rows], requires_grad=False)
+        part.bias = nn.Parameter(bias.detach()[rows].clone(), requires_grad=False)
     return part
 
 
 def join_layers(model: PreTrainedModel, plan: ShardPlan, shard: Shard) -> GroupSlot:
-    """Puts the layers in which ranks meet into a rank's model, in place; gives the slot for their group."""
+    """Puts the layers in which ranks meet into a rank's model, in place; gives the slot for their group.
+
+    Raises:
+        ConfigError: the model lacks layers that the plan names; without their sums its output would be wrong.
+    """
     slot = GroupSlot()
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and plan.cut_of_module(name) is Cut.INPUTS:
-            model.set_submodule(name, SummedLinear(module, slot))
+    found = {name: module for name, module in model.named_modules() if plan.cut_of_module(name) is Cut.INPUTS}
+    wanted = plan.num_sums * model.config.get_text_config().num_hidden_layers
+    if len(found) != wanted:
+        what = f"{type(model).__name__} has {len(found)} layers cut by inputs, its plan says {wanted}"
+        raise ConfigError(f"tensor parallelism of {shard.degree} is not possible: {what}; use 1, or another model")
+    for name, module in found.items():
+        model.set_submodule(name, SummedLinear(module, slot))
     head = model.get_output_embeddings()
     if shard.degree > 1 and isinstance(head, nn.Linear):
         name = next(name for name, module in model.named_modules() if module is head)
-        model.set_submodule(name, GatheredLogits(head, shard, slot))
+        is_tied = head.weight is getattr(model.get_input_embeddings(), "weight", None)
+        model.set_submodule(name, GatheredLogits(head, shard, slot, is_tied=is_tied))
     return slot

@@ -40,6 +40,11 @@ class ShardPlan:
 
     cuts: Mapping[str, Cut]
 
+    @property
+    def num_sums(self) -> int:
+        """Layers cut by inputs in each layer of the model."""
+        return sum(cut is Cut.INPUTS for cut in self.cuts.values())
+
     def cut_of(self, parameter: str) -> Cut | None:
         """How the layer of a parameter such as `model.layers.0.mlp.up_proj.weight` is cut; None: every rank has it."""
         return self.cut_of_module(parameter.rpartition(".")[0])
