@@ -29,7 +29,7 @@ def show(items: Sequence[CheckItem]) -> bool:
     drawn = Table("item", "state", "latency", "oldest", "message", box=None, pad_edge=False)
     for item in items:
         state = Text(item.error, style="red") if item.error else Text("ok", style="green")
-        drawn.add_row(item.name, state, _ms(item.latency_ns), _ms(item.age_ns), item.message)
+        drawn.add_row(Text(item.name), state, _ms(item.latency_ns), _ms(item.age_ns), Text(item.message))
     Console(soft_wrap=True).print(drawn)
     return not any(item.error for item in items)
 

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.cli.deep_health import deep_check, show
 from services.common.errors import BatonError
 from services.common.ports import split_address
-from services.common.rpc.channel import open_channel, rpc_errors
+from services.common.rpc.channel import answered, open_channel, rpc_errors
 from services.common.rpc.health import LIVENESS
 
 _RETRY_S = 0.1
@@ -34,7 +34,8 @@ async def check_health(address: str, timeout_s: float, service: str = "") -> boo
         stack.push_async_callback(channel.close)
         stub: Any = health_pb2_grpc.HealthStub(channel)
         with rpc_errors(address):
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+            asking = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout_s)
+            answer = answered(await asking, address)
     return answer.status == _SERVING
 
 

@@ -78,7 +78,7 @@ def table(membership: Membership, workers: list[WorkerStatus]) -> Table:
         f"refused: {pair.prefill_worker_id} with {pair.decode_worker_id}: {pair.reason}"
         for pair in membership.refused_pairs
     )
-    drawn = Table(box=None, pad_edge=False, caption=refused or None, caption_justify="left")
+    drawn = Table(box=None, pad_edge=False, caption=Text(refused) if refused else None, caption_justify="left")
     for column in _COLUMNS:
         drawn.add_column(column, no_wrap=True, overflow="fold")
     for each in workers:
@@ -98,12 +98,13 @@ def _cells(each: WorkerStatus) -> list[str | Text]:
     ]
     state = Text(each.state, style=_STYLES[each.state])
     shown = counts if each.load is not None else ["–"] * len(counts)
-    return [worker.worker_id, worker.tier.value, state, *shown, worker.incarnation, worker.address]
+    # What others say of themselves is text, whatever brackets are in it.
+    return [Text(worker.worker_id), worker.tier.value, state, *shown, Text(worker.incarnation), Text(worker.address)]
 
 
 def _bar(load: Load) -> str:
     """Share of KV blocks in use, as a bar and in percent."""
-    used = 1 - load.free_blocks / load.total_blocks if load.total_blocks else 0.0
+    used = min(1.0, max(0.0, 1 - load.free_blocks / load.total_blocks)) if load.total_blocks else 0.0
     cells = round(used * _BAR_CELLS)
     return f"{'█' * cells}{'░' * (_BAR_CELLS - cells)} {used:4.0%}"
 

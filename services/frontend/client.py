@@ -59,7 +59,7 @@ class GenerationClient:
         Cancel: close the generator; all work on the request stops.
         """
         call = self._start(request)
-        progress = _Progress(request.deadline)
+        progress = _Progress(request.deadline, range(request.sampling.n))
         try:
             while (output := await self._next(call, progress)) is not None:
                 if output is _LOST:
@@ -127,7 +127,10 @@ class GenerationClient:
             return _LOST
         piece = message.piece if isinstance(message, pb.ResumeResponse) else message
         if isinstance(piece, pb.GenerateResponse):
-            return output_from_proto(piece)
+            output = output_from_proto(piece)
+            if any(delta.choice not in progress.choices for delta in output.deltas):
+                raise PeerError(f"{self._peer} answered with a choice that was not asked for; nothing of it is sure")
+            return output
         progress.is_over = True
         if not progress.is_complete:
             raise PeerError(f"{self._peer} ended its answer without the last message; what came of it may be cut short")
@@ -145,9 +148,13 @@ class GenerationClient:
 
 @dataclass(slots=True)
 class _Progress:
-    """What has come of an answer, and how long its frontend has been away; `deadline` is the request's."""
+    """What has come of an answer, and how long its frontend has been away.
+
+    `deadline` and `choices` are those of the request.
+    """
 
     deadline: float
+    choices: range
     token: str = ""
     received: int = 0
     is_over: bool = False

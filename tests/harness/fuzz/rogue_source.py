@@ -14,8 +14,7 @@ from google.protobuf import message_factory
 from services.common.rpc.server import Binding
 from services.kvtransfer.source import KvSource
 from services.kvtransfer.transfer_service import FULL_NAME, KvTransferServicer
-from tests.harness.fuzz.messages import MessageFuzzer
-from tests.harness.fuzz.values import Harvest
+from tests.harness.fuzz.hostility import hostile
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,20 +58,7 @@ class RogueSource:
 
     def _hurt(self, message: Any) -> list[bytes]:
         """What comes in the place of a message."""
-        good: bytes = message.SerializeToString()
         if not self.is_hostile or self._rng.random() >= self._share:
-            return [good]
+            return [message.SerializeToString()]
         self.num_hurt += 1
-        fuzzer = MessageFuzzer(self._rng, Harvest())
-        manner = self._rng.random()
-        if manner < 0.1:
-            return []
-        if manner < 0.2:
-            return [good, good]
-        if manner < 0.35:
-            made_up = type(message)()
-            fuzzer.fill(made_up)
-            return [fuzzer.bytes_of(made_up), good]
-        for _ in range(self._rng.choice((1, 1, 2, 4))):
-            fuzzer.mutate(message)
-        return [fuzzer.bytes_of(message)]
+        return hostile(self._rng, message)
