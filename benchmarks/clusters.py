@@ -37,7 +37,8 @@ class Variant:
         """What it asks of `baton up`, with further settings for every worker."""
         given = dict.fromkeys(_CHUNK_FLAGS.values(), worker_args)
         if self.chunk_tokens:
-            given[_CHUNK_FLAGS[self.kind]] += f" max-num-batched-tokens={self.chunk_tokens}"
+            chunk = f"max-num-batched-tokens={self.chunk_tokens}"
+            given[_CHUNK_FLAGS[self.kind]] = f"{worker_args} {chunk}".strip()
         return {**CLUSTERS[self.kind], **given}
 
 

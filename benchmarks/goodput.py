@@ -58,7 +58,7 @@ async def measure(given: argparse.Namespace) -> dict[str, list[Probe]]:
     """
     longest = max(shape.prompt_tokens.high + shape.output_tokens.high for shape in read_shapes(given) if shape.share)
     tokens = prompt_tokens(given.model, longest)
-    async with open_targets(given) as targets:
+    async with open_targets(given, longest) as targets:
         with make_progress() as progress:
             return await _Searches(given, targets, tokens, progress).run()
 

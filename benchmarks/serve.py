@@ -77,7 +77,7 @@ async def measure(options: ServeOptions) -> Rounds:
         ClusterFailed: a local cluster did not become ready.
     """
     tokens = prompt_tokens(options.targets.model, options.plan.longest)
-    async with open_targets(options.targets) as targets:
+    async with open_targets(options.targets, options.plan.longest) as targets:
         with make_progress() as progress:
             return await _rounds(options, targets, tokens, progress)
 

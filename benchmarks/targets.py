@@ -1,4 +1,4 @@
-"""What is measured in turn: local clusters, or a frontend that runs."""
+"""What is measured in turn: local clusters or a frontend that runs, and other engines beside them."""
 
 import argparse
 import contextlib
@@ -9,6 +9,8 @@ from benchmarks.answers import FrontendAnswers
 from benchmarks.clusters import CLUSTERS, local_clusters, parse_variant
 from benchmarks.flags import positive
 from benchmarks.load import Load, Run
+from benchmarks.peers.options import add_folder, peers
+from benchmarks.peers.peer_process import running_peer
 from benchmarks.plan import Plan, ordinary_tokens
 from services.common.checkpoint import read_model_facts, resolve_checkpoint
 from services.common.config import ConfigError
@@ -34,22 +36,24 @@ def add_targets(parser: argparse.ArgumentParser) -> None:
         help=f"local clusters: {', '.join(CLUSTERS)}, alone or with most prompt tokens in a step, as in colocated-256 "
         "(%(default)s)",
     )
+    add("--peers", type=peers, default="", help="other engines beside them, such as vllm,openvino:int8; see `peers`")
+    add_folder(parser)
     add("--dtype", default="", help="element type of weights and KV in local clusters; empty: the workers' default")
     add("--timeout-s", type=positive, default=600.0, help="deadline of each request (%(default)s)")
     add(
         "--start-timeout-s",
         type=positive,
         default=300.0,
-        help="time for each local cluster to become ready (%(default)s)",
+        help="time for each local cluster or peer to become ready (%(default)s)",
     )
 
 
 @contextlib.asynccontextmanager
-async def open_targets(given: argparse.Namespace) -> AsyncGenerator[dict[str, Target]]:
-    """What the options name, ready to be asked.
+async def open_targets(given: argparse.Namespace, longest: int) -> AsyncGenerator[dict[str, Target]]:
+    """What the options name, ready to be asked for requests of up to `longest` tokens.
 
     Raises:
-        ConfigError: there is no such checkpoint.
+        ConfigError: there is no such checkpoint, or a peer could not be started.
         ClusterFailed: a local cluster did not become ready.
     """
     async with contextlib.AsyncExitStack() as stack:
@@ -66,6 +70,10 @@ async def open_targets(given: argparse.Namespace) -> AsyncGenerator[dict[str, Ta
             answers = FrontendAnswers(address)
             stack.push_async_callback(answers.close)
             targets[name] = Load(answers, given.timeout_s)
+        for side in given.peers:
+            timeouts_s = (given.start_timeout_s, given.timeout_s)
+            peer = running_peer(side, resolve_checkpoint(given.model), given.peer_folder, longest, timeouts_s)
+            targets[side.name] = await stack.enter_async_context(peer)
         yield targets
 
 

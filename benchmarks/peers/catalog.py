@@ -63,7 +63,11 @@ PEERS = {
             name="llamacpp",
             packages=("llama-cpp-python==0.3.36", "gguf==0.19.0"),
             pip_options=("--no-binary", "llama-cpp-python"),
-            build_env={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_BUILD_TOOLS=OFF"},
+            # Its kernels for AMX end with a segmentation fault on int8 weights where that is virtual (0.3.36).
+            build_env={
+                "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_BUILD_TOOLS=OFF "
+                "-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8"
+            },
             quantizations=frozenset({INT8}),
         ),
         Peer(name="transformers"),

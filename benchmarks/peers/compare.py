@@ -7,7 +7,6 @@ All processes stay loaded; whoever is not asked is stopped or sleeps. The first 
 import argparse
 import asyncio
 import contextlib
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,8 +20,9 @@ from benchmarks.clusters import local_clusters
 from benchmarks.flags import count, positive
 from benchmarks.load import Load, Run
 from benchmarks.part_options import add_out
-from benchmarks.peers.catalog import BATON, PEERS, Side, parse_side
+from benchmarks.peers.catalog import BATON, PEERS, Side
 from benchmarks.peers.install import install
+from benchmarks.peers.options import add_folder, sides
 from benchmarks.peers.peer_process import running_peer
 from benchmarks.plan import Plan, Shape, make_plan, random_prompts
 from benchmarks.progress import make_progress, tracked
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         if given.install:
             for side in tracked("install", given.peers):
                 if side.engine != BATON:
-                    install(PEERS[side.engine], given.folder)
+                    install(PEERS[side.engine], given.peer_folder)
             return 0
         facts, found = asyncio.run(measure(given))
     except (ConfigError, ClusterFailed) as error:
@@ -81,7 +81,7 @@ async def measure(given: argparse.Namespace) -> tuple[dict[str, Any], dict[str, 
                 sides[side.name] = await _baton(stack, given, side)
             else:
                 timeouts_s = (given.start_timeout_s, given.timeout_s)
-                peer = running_peer(side, resolve_checkpoint(given.model), given.folder, longest, timeouts_s)
+                peer = running_peer(side, resolve_checkpoint(given.model), given.peer_folder, longest, timeouts_s)
                 process = sides[side.name] = await stack.enter_async_context(peer)
                 facts[side.name] = process.facts
         progress = stack.enter_context(make_progress())
@@ -164,13 +164,6 @@ def _rows(results: Results, ratios: Mapping[str, Mapping[str, Mapping[str, float
     ]
 
 
-def _sides(text: str) -> tuple[Side, ...]:
-    try:
-        return tuple(dict.fromkeys(parse_side(part) for part in text.split(",")))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _workloads(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(text.split(",")))
     if unknown := [name for name in names if name not in WORKLOADS]:
@@ -188,12 +181,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--workload", type=_workloads, default=",".join(WORKLOADS), help="sets of requests (%(default)s)")
     add(
         "--peers",
-        type=_sides,
+        type=sides,
         default=",".join((BATON, *PEERS)),
         help="sides, each alone (bfloat16) or followed by :int8 (%(default)s)",
     )
     add("--rounds", type=count, default=3, help="counted rounds; medians are shown (%(default)s)")
-    add("--folder", type=pathlib.Path, default=pathlib.Path(".baton/peers"), help="of the peers (%(default)s)")
+    add_folder(parser)
     add("--install", action="store_true", help="make the peers' environments and measure nothing")
     add("--seed", type=int, default=0, help="of prompts (%(default)s)")
     add("--timeout-s", type=positive, default=600.0, help="deadline of each request (%(default)s)")

@@ -115,7 +115,7 @@ class PeerProcess:
                         return json.loads(line)
         except TimeoutError:
             raise ConfigError(f"{self._name} said nothing for {timeout_s:g} s; its log may say why") from None
-        raise ConfigError(f"{self._name} ended early; its log says why")
+        raise ConfigError(f"{self._name} ended early with {await self._process.wait()}; its log may say why")
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

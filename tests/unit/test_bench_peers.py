@@ -1,5 +1,6 @@
 """The comparison with peers: which sides there are, how they are asked, and what is made of their figures."""
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.peers.catalog import Side, parse_side
 from benchmarks.peers.compare import ratios_of
+from benchmarks.peers.options import peers
 from benchmarks.peers.peer_process import PeerProcess
 from benchmarks.plan import Plan, Planned
 from services.common.config import ConfigError
@@ -35,6 +37,14 @@ def test_a_wrong_side_is_named(text: str) -> None:
     """The message says what there is."""
     with pytest.raises(ValueError, match=repr(text)):
         parse_side(text)
+
+
+def test_peers_are_targets_of_other_benchmarks_too() -> None:
+    """Any but Baton itself, whose clusters are named otherwise."""
+    assert peers("") == ()
+    assert peers("vllm,openvino:int8,vllm") == (Side("vllm"), Side("openvino", "int8"))
+    with pytest.raises(argparse.ArgumentTypeError, match="no peer"):
+        peers("vllm,baton")
 
 
 def test_ratios_say_how_many_times_as_fast_baton_is() -> None:
