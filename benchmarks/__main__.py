@@ -10,6 +10,7 @@ COMMANDS = {
     "goodput": "the highest request rate at which latency targets are met, of the same targets",
     "decode": "decode steps of an engine or of one worker: time per output token by batch and context",
     "prefill": "prompts on an engine or on one worker: tokens per second by length and batch",
+    "quality": "perplexity of a checkpoint in each precision, on fresh stories of the demo model's kind",
     "peers": "other engines on the same checkpoints and prompts, in turn with Baton",
     "transfer": "the handoff, between two processes or from one prefill worker",
     "control": "the control plane alone: schedulers, and a frontend and a worker whose engine costs nothing",

@@ -38,9 +38,8 @@ def measure(options: argparse.Namespace) -> Found:
 def _row(engine: EngineCase, case: Case, steps: int) -> dict[str, float]:
     tpot = _step_s(engine, case, steps)
     token_bytes = engine.engine.layout.token_elements * engine.dtype.itemsize
-    weight_bytes = (engine.weights.matrices + engine.weights.head) * engine.dtype.itemsize
     mean_context = case.tokens + WARM_STEPS + steps / 2
-    step_bytes = round(weight_bytes + case.batch * mean_context * token_bytes)
+    step_bytes = round(engine.weight_bytes + case.batch * mean_context * token_bytes)
     limit = read_bandwidth(step_bytes, engine.device)
     return {
         "batch": case.batch,

@@ -35,13 +35,22 @@ class EngineCase:
             max_num_seqs=max_batch,
             max_num_batched_tokens=max(max_batch, step_tokens),
             num_threads=options.threads,
+            quantization=options.quantization,
+            native_kernels=not options.torch_only,
         )
+        self._config = config
         self.engine: Engine = load_engine(config)
         self.dtype = self.engine.kv.tensor.dtype
         self.device = self.engine.kv.device
         self.weights: WeightCounts = count_weights(checkpoint, self.engine.limits.vocab_size)
         self.num_heads: int = read_config(checkpoint).get_text_config().num_attention_heads
         self.engine.kv.tensor.normal_()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the matrices that a step reads."""
+        size = 1 if self._config.quantization == "int8" else self.dtype.itemsize
+        return (self.weights.matrices + self.weights.head) * size
 
     def block_tables(self, batch: int, tokens: int) -> list[list[int]]:
         """Blocks of their own for each request.
@@ -74,6 +83,8 @@ class EngineCase:
             "fingerprint": layout.model_fingerprint,
             "dtype": layout.dtype,
             "device": self.device.type,
+            "quantization": self._config.quantization,
+            "native_kernels": self._config.native_kernels,
             "threads": torch.get_num_threads(),
             "block_size": layout.block_size,
             "matrix_elements": self.weights.matrices,

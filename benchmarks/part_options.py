@@ -13,6 +13,8 @@ def part_parser(name: str, description: str) -> argparse.ArgumentParser:
     add("--address", default="", metavar="HOST:PORT", help="measure this worker over gRPC and load nothing")
     add("--model", default="demo", help="checkpoint: demo, a directory or a hub id (%(default)s)")
     add("--dtype", default="auto", help="element type of weights and KV (%(default)s); not with --address")
+    add("--quantization", default="none", help="none or int8 (%(default)s); not with --address")
+    add("--torch-only", action="store_true", help="without our own kernels; not with --address")
     add("--device", default="auto", help="cpu, cuda, cuda:1 and so on (%(default)s); not with --address")
     add("--threads", type=whole, default=0, help="threads of torch; 0 leaves torch's own choice; not with --address")
     add(

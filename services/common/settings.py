@@ -130,6 +130,11 @@ class WorkerSettings(QueueSettings):
         "auto",
         description="Element type of weights and KV; auto: the checkpoint's, float32 on a CPU without bfloat16.",
     )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="int8: weights are turned into int8 as they are loaded, activations as they come; on CPU. The same "
+        "for all workers of a model.",
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes CUDA where there is one.")
     attention_backend: str = Field("auto", description="Attention backend; auto takes the fastest that is installed.")
     native_kernels: bool = Field(

@@ -10,6 +10,7 @@ from pathlib import Path
 from services.common.config import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "int8")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 ATTENTION_BACKENDS = ("auto", "native", "gather", "flash", "varlen")
 
@@ -35,6 +36,7 @@ class EngineConfig:
         rank_cores: Cores of each rank; empty leaves them where the process is.
         rank_timeout_s: How long one rank waits for another in a step.
         native_kernels: Whether to build and use our own C++ kernels on CPU; without them everything goes to torch.
+        quantization: One of `QUANTIZATIONS`; what weights are turned into as they are loaded.
     """
 
     checkpoint: Path
@@ -53,12 +55,14 @@ class EngineConfig:
     rank_cores: tuple[tuple[int, ...], ...] = ()
     rank_timeout_s: float = 20.0
     native_kernels: bool = True
+    quantization: str = "none"
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)
         if not _DEVICE.fullmatch(self.device):
             raise ConfigError(f"device is {self.device!r}; use auto, cpu, cuda, or cuda:1 and so on")
         _check_choice("attention", self.attention, ATTENTION_BACKENDS)
+        _check_choice("quantization", self.quantization, QUANTIZATIONS)
         for name in ("block_size", "num_blocks", "max_model_len", "cpu_kv_bytes", "num_threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; use 0 (chosen automatically) or more")

@@ -200,7 +200,7 @@ def _allocate(
 
 def _layout(config: EngineConfig, loaded: LoadedModel, block_size: int) -> KvLayout:
     return KvLayout(
-        model_fingerprint=model_fingerprint(config.checkpoint),
+        model_fingerprint=model_fingerprint(config.checkpoint, config.quantization),
         dtype=dtype_name(loaded.dtype),
         num_layers=loaded.shape.num_layers,
         num_kv_heads=loaded.shape.num_kv_heads * config.tensor_parallel,

@@ -17,14 +17,17 @@ _IRRELEVANT = frozenset(
 )
 
 
-def model_fingerprint(checkpoint: Path) -> str:
+def model_fingerprint(checkpoint: Path, quantization: str = "none") -> str:
     """Hex SHA-256 over the configuration, and over each weight file's header, size and evenly spaced samples.
 
-    File names do not count; the order of the files' contents does not either.
+    File names do not count; the order of the files' contents does not either. Weights that are quantized as they are
+    loaded are those of another model.
     """
     digest = hashlib.sha256(_canonical_config(checkpoint / "config.json"))
     for part in sorted(_file_digest(path) for path in checkpoint.glob("*.safetensors")):
         digest.update(part)
+    if quantization != "none":
+        digest.update(quantization.encode())
     return digest.hexdigest()
 
 

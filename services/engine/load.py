@@ -62,6 +62,11 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
             f"tensor parallelism is built for CPU, the device is {device.type}; set tensor_parallel_size to 1, or "
             "device to cpu"
         )
+    if config.quantization != "none" and device.type != "cpu":
+        raise ConfigError(
+            f"quantization {config.quantization} is built for CPU, the device is {device.type}; set quantization to "
+            "none, or device to cpu"
+        )
     model_config = read_config(config.checkpoint)
     check_support(model_config, config.checkpoint)
     dtype = choose_dtype(config.dtype, model_config, device)
@@ -72,7 +77,7 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
     layers = probe_model(model, slot, device).layers
     fused = 0 if kernels is None else fuse_modules(model, slot, layers, kernels)
     group_slot = join_layers(model, plan_of(model_config, shard), shard)
-    counts = swap_modules(model, fast_linear(device, dtype, kernels), kernels)
+    counts = swap_modules(model, fast_linear(device, dtype, kernels, config.quantization), kernels)
     progress(f"fused {fused} modules, packed {counts['linears']} linear layers, replaced {counts['norms']} norms")
     shape = probe_model(model, slot, device)
     return LoadedModel(model, slot, group_slot, model_config, shape, dtype, device, kernels)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from services.engine.native.kernels import Kernels
 from services.engine.native.modules import NativeLinear, NativeRmsNorm
+from services.engine.quantized import QuantizedLinear
 
 
 class PackedLinear(nn.Module):
@@ -77,9 +78,11 @@ def swap_modules(
 
 
 def fast_linear(
-    device: torch.device, dtype: torch.dtype, kernels: Kernels | None
+    device: torch.device, dtype: torch.dtype, kernels: Kernels | None, quantization: str = "none"
 ) -> Callable[[nn.Linear], nn.Module] | None:
     """What makes linear layers fast on this device in this dtype; None where torch's own are."""
+    if quantization == "int8":
+        return lambda linear: QuantizedLinear(linear, kernels)
     if not can_pack_linears(device, dtype):
         return None
     if kernels is None or not kernels.can_multiply:

@@ -22,9 +22,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "silu_gate": (_POINTER,) * 2 + (_COUNT,) * 2 + (_THREADS,),
     "rotate": (_POINTER,) * 3 + (_COUNT,) * 5 + (_THREADS,),
     "store": (_POINTER,) * 4 + (_COUNT,) * 6 + (_THREADS,),
+    "quantized_linear": (_POINTER,) * 5 + (_COUNT,) * 3 + (_THREADS,),
     "decode_attention": (_POINTER,) * 6 + (_COUNT,) * 9 + (_NUMBER,) * 2 + (_THREADS,),
 }
-_LINEAR = (_POINTER,) * 4 + (_COUNT,) * 5 + (_THREADS,)
+_LINEAR = (_POINTER,) * 4 + (_COUNT,) * 3 + (_THREADS,)
 _PROMPT_ATTENTION = (_POINTER,) * 4 + (_COUNT,) * 10 + (_NUMBER,) * 2 + (_THREADS,)
 PROMPT_HEAD_DIMS = (64, 128)
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -54,7 +55,7 @@ class Kernels:
 
     def __init__(self) -> None:
         library = load_library()
-        self.can_multiply = bool(library.can_linear_bfloat16())
+        self.can_multiply = bool(library.can_multiply())
         self._linear = _function(library, "linear_bfloat16", _LINEAR)
         self._prompt_attention = _function(library, "prompt_attention_bfloat16", _PROMPT_ATTENTION)
         self._functions = {
@@ -68,7 +69,18 @@ class Kernels:
         (n, k), rows = weight.shape, x.numel() // weight.shape[1]
         out = x.new_empty(*x.shape[:-1], n)
         at = None if bias is None else bias.data_ptr()
-        self._linear(out.data_ptr(), x.data_ptr(), weight.data_ptr(), at, rows, n, k, k, n, torch.get_num_threads())
+        self._linear(out.data_ptr(), x.data_ptr(), weight.data_ptr(), at, rows, n, k, torch.get_num_threads())
+        return out
+
+    def quantized_linear(
+        self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As `linear`, with int8 weights of one float32 scale a row and x quantized row by row; K in 64s."""
+        (n, k), rows = weight.shape, x.numel() // weight.shape[1]
+        out = x.new_empty(*x.shape[:-1], n)
+        at = None if bias is None else bias.data_ptr()
+        pointers = out.data_ptr(), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), at
+        self._functions["quantized_linear", x.dtype](*pointers, rows, n, k, torch.get_num_threads())
         return out
 
     def rms_norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:

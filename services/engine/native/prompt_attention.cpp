@@ -1,7 +1,7 @@
 // Causal attention of the last tokens of one request over its paged KV, in bfloat16 with float32 scores and sums.
 //
 // Keys and values are repacked once for all query heads; then each block of 32 query rows passes over them in blocks of
-// KEYS positions with a running maximum, so no matrix of scores exists. Blocks begin at multiples of KEYS: what a token
+// KEYS positions with a running maximum, so no matrix of scores exists. Rows that fill the last block up are zeros. Blocks begin at multiples of KEYS: what a token
 // gets does not depend on the chunk in which it was fed. Needs AMX. Source: Dao, "FlashAttention-2" (2023).
 
 #include <algorithm>
@@ -66,7 +66,7 @@ struct Block {
     alignas(64) float scores[ROWS][KEYS];
     alignas(64) bfloat16 weights[ROWS][KEYS];
     alignas(64) float sums[ROWS][D];
-    float largest[ROWS], total[ROWS];
+    alignas(64) float largest[ROWS], total[ROWS];
 };
 
 // scores = query · keysᵀ for groups of 32 positions.
@@ -120,42 +120,49 @@ void add_values(Block<D>& b, const uint32_t* values, int64_t groups) {
     }
 }
 
-inline __mmask16 lanes_below(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
+// Hides what a row does not see: positions of the block other than low … high-1.
+void hide(float* scores, int64_t low, int64_t high, int64_t width) {
+    for (int64_t i = 0; i < std::min(low, width); i++) scores[i] = LOWEST;
+    for (int64_t i = std::max<int64_t>(high, 0); i < width; i++) scores[i] = LOWEST;
+}
 
-// Scores of one row to weights; only positions low … high-1 of the block are seen.
+// Bends scores, scaled, to softcap · tanh(score / softcap).
+void bend(float* scores, float scale, float softcap, int64_t width) {
+    for (int64_t i = 0; i < width; i++) scores[i] = softcap * std::tanh(scores[i] * scale / softcap);
+}
+
+// Scores of sixteen rows to weights, e^(scale · score - largest so far); what was summed before shrinks accordingly.
 template <int D>
-void weigh(Block<D>& b, const Prompt& p, int row, int64_t low, int64_t high, int64_t width) {
-    float* scores = b.scores[row];
-    const __m512 scale = _mm512_set1_ps(p.scale), none = _mm512_set1_ps(LOWEST);
-    __m512 found = none;
-    for (int64_t i = 0; i < width; i += 16) {
-        __m512 s = _mm512_mul_ps(_mm512_load_ps(scores + i), scale);
-        if (p.softcap) {
-            alignas(64) float bent[16];
-            _mm512_store_ps(bent, s);
-            for (float& one : bent) one = p.softcap * std::tanh(one / p.softcap);
-            s = _mm512_load_ps(bent);
+void weigh(Block<D>& b, int first, float scale, int64_t width) {
+    __m512 joined[16];
+    for (int r = 0; r < 16; r++) {
+        joined[r] = _mm512_load_ps(b.scores[first + r]);
+        for (int64_t i = 16; i < width; i += 16)
+            joined[r] = _mm512_max_ps(joined[r], _mm512_load_ps(b.scores[first + r] + i));
+    }
+    const __m512 before = _mm512_load_ps(b.largest + first), lowest = _mm512_set1_ps(LOWEST);
+    const __m512 found = _mm512_mul_ps(largest_each(joined), _mm512_set1_ps(scale));
+    const __m512 largest = _mm512_max_ps(found, before);
+    const __mmask16 none = _mm512_cmp_ps_mask(largest, lowest, _CMP_EQ_OQ);
+    const __m512 top = _mm512_mask_mov_ps(largest, none, _mm512_setzero_ps());
+    alignas(64) float tops[16], shrinks[16];
+    _mm512_store_ps(tops, top);
+    _mm512_store_ps(shrinks, exp_negative(_mm512_sub_ps(before, top)));
+    _mm512_store_ps(b.largest + first, largest);
+    for (int r = 0; r < 16; r++) {
+        const __m512 most = _mm512_set1_ps(tops[r]), factor = _mm512_set1_ps(scale);
+        joined[r] = _mm512_setzero_ps();
+        for (int64_t i = 0; i < width; i += 16) {
+            const __m512 score = _mm512_load_ps(b.scores[first + r] + i);
+            const __m512 weight = exp_negative(_mm512_fmsub_ps(score, factor, most));
+            joined[r] = _mm512_add_ps(joined[r], weight);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(&b.weights[first + r][i]), (__m256i)_mm512_cvtneps_pbh(weight));
         }
-        s = _mm512_mask_mov_ps(none, lanes_below(high - i) & ~lanes_below(low - i), s);
-        _mm512_store_ps(scores + i, s);
-        found = _mm512_max_ps(found, s);
+        if (shrinks[r] != 1)
+            for (int i = 0; i < D; i++) b.sums[first + r][i] *= shrinks[r];
     }
-    const float largest = std::max(b.largest[row], _mm512_reduce_max_ps(found));
-    const __m512 top = _mm512_set1_ps(largest == LOWEST ? 0.0f : largest);
-    __m512 total = _mm512_setzero_ps();
-    for (int64_t i = 0; i < width; i += 16) {
-        const __mmask16 seen = lanes_below(high - i) & ~lanes_below(low - i);
-        const __m512 weight = _mm512_maskz_mov_ps(seen, exp_negative(_mm512_sub_ps(_mm512_load_ps(scores + i), top)));
-        total = _mm512_add_ps(total, weight);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(&b.weights[row][i]), (__m256i)_mm512_cvtneps_pbh(weight));
-    }
-    if (largest != b.largest[row]) {
-        const float shrink = b.largest[row] == LOWEST ? 0.0f : exp_negative(b.largest[row] - largest);
-        for (int i = 0; i < D; i++) b.sums[row][i] *= shrink;
-        b.total[row] *= shrink;
-        b.largest[row] = largest;
-    }
-    b.total[row] += _mm512_reduce_add_ps(total);
+    const __m512 total = _mm512_load_ps(b.total + first);
+    _mm512_store_ps(b.total + first, _mm512_fmadd_ps(total, _mm512_load_ps(shrinks), sum_each(joined)));
 }
 
 template <int D>
@@ -164,16 +171,18 @@ void attend_rows(const Prompt& p, Packed<D>& packed, int64_t head, int64_t first
     const int64_t rows = std::min(ROWS, p.tokens - first), end = p.end_key(first + rows - 1);
     std::memset(b.query, 0, sizeof b.query);
     std::memset(b.sums, 0, sizeof b.sums);
-    std::memset(b.weights, 0, sizeof b.weights);
-    for (int64_t r = 0; r < rows; r++) {
+    std::fill(b.largest, b.largest + ROWS, LOWEST);
+    std::fill(b.total, b.total + ROWS, 0.0f);
+    for (int64_t r = 0; r < rows; r++)
         std::memcpy(b.query[r], p.query + (first + r) * p.query_row + head * p.query_head, sizeof b.query[r]);
-        b.largest[r] = LOWEST, b.total[r] = 0;
-    }
     for (int64_t key = p.first_key(first) / KEYS * KEYS; key < end; key += KEYS) {
         const int64_t groups = (std::min(KEYS, end - key) + 31) / 32;
         score(b, packed.keys_at(head / p.group, key), groups);
-        for (int64_t r = 0; r < rows; r++)
-            weigh(b, p, r, p.first_key(first + r) - key, p.end_key(first + r) - key, groups * 32);
+        for (int64_t r = 0; r < rows; r++) {
+            if (p.softcap) bend(b.scores[r], p.scale, p.softcap, groups * 32);
+            hide(b.scores[r], p.first_key(first + r) - key, p.end_key(first + r) - key, groups * 32);
+        }
+        for (int half = 0; half < ROWS; half += 16) weigh(b, half, p.softcap ? 1.0f : p.scale, groups * 32);
         add_values(b, packed.values_at(head / p.group, key), groups);
     }
     for (int64_t r = 0; r < rows; r++) {
@@ -205,7 +214,7 @@ void attend(const Prompt& p, int threads) {
 }  // namespace
 #endif
 
-// Where `can_linear_bfloat16`; dim 64 or 128.
+// Where `can_multiply`; dim 64 or 128.
 extern "C" void prompt_attention_bfloat16(bfloat16* out, const bfloat16* query, const bfloat16* kv, const int32_t* table,
                                           int64_t query_row, int64_t query_head, int64_t tokens, int64_t length,
                                           int64_t kv_heads, int64_t group, int64_t dim, int64_t num_blocks,

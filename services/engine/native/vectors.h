@@ -35,42 +35,50 @@ struct Aligned {
 };
 
 #ifdef BATON_DOT_BF16
+inline __m512 load_wide(const float* at) { return _mm512_loadu_ps(at); }
+
 inline __m512 load_wide(const bfloat16* at) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))), 16));
 }
 
-// e^x for x <= 0; see exp_negative.
+// e^x for x <= 0, 0 below -87; see exp_negative.
 inline __m512 exp_negative(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order NaN stays
-    const __m512 whole =
-        _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);  // NaN does
+    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
     rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
     __m512 poly = _mm512_set1_ps(1.9875691500e-4f);
     for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
         poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(next));
     poly = _mm512_fmadd_ps(_mm512_mul_ps(poly, rest), rest, _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(poly, whole);
+    return _mm512_maskz_scalef_ps(counts, poly, whole);
 }
 
-// The sums of each of 16 vectors, in their order.
-inline __m512 sum_each(const __m512* rows) {
-    __m512 pairs[8], fours[4];
+// Joins the elements of each of 16 vectors by an operation on two, in the order of the vectors.
+template <typename Join>
+inline __m512 join_each(const __m512* rows, Join join) {
+    __m512 pairs[8], fours[4], halves[2];
     for (int i = 0; i < 8; i++)
-        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
-                                 _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+        pairs[i] = join(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]),
+                        _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
     for (int i = 0; i < 4; i++) {
         const __m512d low = _mm512_castps_pd(pairs[2 * i]), high = _mm512_castps_pd(pairs[2 * i + 1]);
-        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
-                                 _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+        fours[i] = join(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
     }
-    __m512 halves[2];
     for (int i = 0; i < 2; i++)
-        halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
-                                  _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
-                         _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+        halves[i] = join(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                         _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+    return join(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88), _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
+}
+
+inline __m512 sum_each(const __m512* rows) {
+    return join_each(rows, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+}
+
+inline __m512 largest_each(const __m512* rows) {
+    return join_each(rows, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); });
 }
 
 // 16 x 16, in place.
