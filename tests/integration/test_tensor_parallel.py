@@ -1,7 +1,9 @@
 """Models divided between ranks: tokens as transformers' generate gives them, and KV that fits every other worker."""
 
 import asyncio
+import gc
 
+import psutil
 import pytest
 import torch
 
@@ -85,7 +87,8 @@ async def test_kv_fits_whatever_the_degrees(prefill_ranks: int, decode_ranks: in
 
 @pytest.mark.slow
 def test_ranks_are_processes_and_end_with_their_engine() -> None:
-    """Loaded as a worker loads it: right tokens, a fingerprint that does not know the degree, and nothing left."""
+    """Loaded as a worker loads it: right tokens, and neither a process nor a descriptor left."""
+    before = psutil.Process().num_fds()
     config = EngineConfig(
         checkpoint=tiny_checkpoint("llama"),
         dtype="float32",
@@ -104,3 +107,6 @@ def test_ranks_are_processes_and_end_with_their_engine() -> None:
     finally:
         engine.close()
     assert engine.stats()["rank_processes"] == 0
+    del engine, driver
+    gc.collect()
+    assert psutil.Process().num_fds() <= before

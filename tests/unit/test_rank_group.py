@@ -75,3 +75,13 @@ def test_ranks_out_of_step_do_not_add_up_what_does_not_belong_together() -> None
     first, _ = on_all(rank_groups(2, timeout_s=1.0), work)
     assert isinstance(first, RankLost)
     assert "sent STEP" in str(first)
+
+
+def test_a_message_is_taken_whole_however_it_comes() -> None:
+    """Larger than what a socket holds at once, so that it is sent and read in parts."""
+    payload = bytes(range(256)) * 40_000
+
+    def work(group: RankGroup) -> bytes | None:
+        return group.begin(payload) if group.rank == 0 else group.next_step()
+
+    assert on_all(rank_groups(2), work)[1] == payload

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 _HEADER = struct.Struct("=BBI")
 _TIMEVAL = struct.Struct("@ll")
 SEND_TIMEOUT_S = 20.0
+# A wait is over after so many parts of it, not after its seconds: where the whole worker stood still, one was long.
+_LOOKS = 10
 
 
 class RankLost(Exception):
@@ -91,9 +93,15 @@ class Link:
 
     def _receive(self, count: int) -> bytes:
         parts: list[bytes] = []
+        looks = 0
         while count:
             try:
                 part = self._socket.recv(count, socket.MSG_WAITALL)
+            except BlockingIOError as error:
+                looks += 1
+                if looks == _LOOKS:
+                    raise self._lost(error) from error
+                continue
             except OSError as error:
                 raise self._lost(error) from error
             if not part:
@@ -107,7 +115,7 @@ class Link:
         if timeout_s == self._timeout_s:
             return
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout_s))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout_s / _LOOKS))
         except OSError as error:
             raise self._lost(error) from error
         self._timeout_s = timeout_s
