@@ -129,6 +129,9 @@ class FakeEngine:
         """Steps so far."""
         return {"steps": self.steps}
 
+    def watch(self, report: Callable[..., None]) -> None:
+        """It has no other processes that could fail."""
+
     def close(self) -> None:
         """Nothing to free."""
 
