@@ -17,6 +17,7 @@ from services.common.config import ConfigError
 from services.engine.attention.hook import IMPLEMENTATION, StepSlot, attach_slot, register_attention
 from services.engine.config import EngineConfig
 from services.engine.modules import can_pack_linears, fast_linear, swap_modules
+from services.engine.native.decode_stack import stack_layers
 from services.engine.native.fusing import fuse_modules
 from services.engine.native.kernels import DTYPES, Kernels
 from services.engine.native.library import KernelsUnavailable
@@ -78,7 +79,11 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
     fused = 0 if kernels is None else fuse_modules(model, slot, layers, kernels)
     group_slot = join_layers(model, plan_of(model_config, shard), shard)
     counts = swap_modules(model, fast_linear(device, dtype, kernels, config.quantization), kernels)
-    progress(f"fused {fused} modules, packed {counts['linears']} linear layers, replaced {counts['norms']} norms")
+    is_stacked = kernels is not None and stack_layers(model, slot, kernels)
+    progress(
+        f"fused {fused} modules, packed {counts['linears']} linear layers, replaced {counts['norms']} norms, "
+        f"decoder layers run {'in one call' if is_stacked else 'one by one'}"
+    )
     shape = probe_model(model, slot, device)
     return LoadedModel(model, slot, group_slot, model_config, shape, dtype, device, kernels)
 

@@ -120,8 +120,8 @@ def fast_norm(module: nn.Module, kernels: Kernels | None = None) -> nn.Module | 
     return None
 
 
-def _norms(weight: torch.Tensor, eps: float, kernels: Kernels | None) -> tuple[nn.Module, nn.Module]:
+def _norms(weight: torch.Tensor, eps: float, kernels: Kernels | None) -> tuple[nn.Module, ...]:
     if kernels is None:
         return RmsNorm(weight, eps), OffsetRmsNorm(weight, eps)
     wide = weight.detach().float()
-    return NativeRmsNorm(wide, eps, kernels), NativeRmsNorm(1.0 + wide, eps, kernels)
+    return tuple(NativeRmsNorm(scale, eps, weight.dtype, kernels) for scale in (wide, 1.0 + wide))

@@ -28,6 +28,11 @@ class QuantizedLinear(nn.Module):
         fits = linear.in_features % 64 == 0 and linear.out_features >= 16
         self._kernels = kernels if kernels is not None and kernels.can_multiply and fits else None
 
+    @property
+    def is_native(self) -> bool:
+        """Whether our own kernel computes it."""
+        return self._kernels is not None
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features], in the dtype of `hidden`."""
         if self._kernels is not None:

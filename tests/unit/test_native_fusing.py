@@ -5,14 +5,21 @@ import torch
 from torch import nn
 
 from services.engine.attention.hook import StepSlot
+from services.engine.attention.select import make_backend
+from services.engine.batch import BatchItem, SampleSpec
 from services.engine.config import EngineConfig
 from services.engine.load import load_model
 from services.engine.modules import PackedLinear
 from services.engine.native.fusing import fuse_modules
 from services.engine.native.kernels import Kernels
 from services.engine.native.modules import FusedAttention, FusedMlp
+from services.engine.packing import pack_step
+from services.engine.runner import Runner
 from tests.harness.checkpoints import tiny_checkpoint
+from tests.harness.engine_driver import GREEDY
 from tests.harness.native import kernels_or_none
+
+ONE_SAMPLE = (SampleSpec(sampling=GREEDY, choice=0, index=0),)
 
 
 @pytest.fixture
@@ -49,6 +56,38 @@ def test_without_kernels_nothing_is_fused() -> None:
     assert loaded.kernels is None
     assert not any("native" in type(module).__module__ for module in loaded.model.modules())
     assert any(isinstance(module, PackedLinear) for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])
+def test_decode_steps_are_one_call(
+    kernels: Kernels, architecture: str, quantization: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of one token each gives the same bits in one call as layer by layer, for any mix of lengths."""
+    if not kernels.can_multiply:
+        pytest.skip("this processor has no AMX")
+    checkpoint = tiny_checkpoint(architecture, hidden_size=192, intermediate_size=128, head_dim=32)
+    config = EngineConfig(checkpoint=checkpoint, dtype="bfloat16", device="cpu", quantization=quantization)
+    loaded = load_model(config, lambda line: None)
+    shape, lengths = loaded.shape, (1, 40, 17, 90)
+    kv = torch.randn(shape.num_layers, 2, shape.num_kv_heads, 24, 16, shape.head_dim).bfloat16()
+    items = [
+        BatchItem(token_ids=[row], start=length - 1, block_ids=range(6 * row, 6 * row + 6), samples=ONE_SAMPLE)
+        for row, length in enumerate(lengths)
+    ]
+    packed = pack_step(items, 16, torch.device("cpu"))
+    calls: list[int] = []
+    real = Kernels.decode_layers
+    monkeypatch.setattr(Kernels, "decode_layers", lambda *given: (calls.append(1), real(*given)))
+    backends = [make_backend("native", kv.clone(), loaded.kernels) for _ in range(2)]
+    with torch.inference_mode():
+        together = Runner(loaded.model, loaded.slot, backends[0]).forward(packed)
+        assert calls == [1]
+        monkeypatch.setattr("services.engine.native.decode_stack.MOST_ROWS", 0)
+        apart = Runner(loaded.model, loaded.slot, backends[1]).forward(packed)
+    assert calls == [1]
+    assert torch.equal(together, apart)
+    assert torch.equal(backends[0].kv, backends[1].kv)
 
 
 class _Mlp(nn.Module):

@@ -20,6 +20,7 @@ class NativeAttention(GatherAttention):
 
     def __init__(self, kv: torch.Tensor, kernels: Kernels) -> None:
         super().__init__(kv)
+        self.kv = kv
         self.kernels = kernels
         self.layers = list(kv.unbind(0))
         self.has_prompts = kernels.can_multiply and kv.dtype == torch.bfloat16 and kv.shape[-1] in PROMPT_HEAD_DIMS
@@ -35,20 +36,23 @@ class NativeStep(GatherStep):
     def __init__(self, backend: NativeAttention, batch: AttentionBatch) -> None:
         super().__init__(backend, batch)
         self._native = backend
-        self._tables = _decode_tables(batch)
+        self.kv = backend.kv
+        self.num_decodes = batch.num_decodes
+        self.slot_mapping = batch.slot_mapping
+        self.tables = _decode_tables(batch)
         self._prompt_tables: dict[int, npt.NDArray[np.int32]] = {}
 
     def store(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
         """Puts the step's keys and values where the KV wants them."""
-        self._native.kernels.store(self._native.layers[layer], key, value, self._batch.slot_mapping)
+        self._native.kernels.store(self._native.layers[layer], key, value, self.slot_mapping)
 
     def attend_decodes(self, query: torch.Tensor, out: torch.Tensor, options: LayerOptions) -> None:
         """The one-token requests, all at once."""
-        count = self._batch.num_decodes
+        count = self.num_decodes
         if count:
             layer = self._native.layers[options.layer_idx]
             query = query if query.stride(2) == 1 else query.contiguous()
-            self._native.kernels.decode_attention(out[:count], query[:, :count], layer, self._tables, options)
+            self._native.kernels.decode_attention(out[:count], query[:, :count], layer, self.tables, options)
 
     def attend_prompt(
         self,

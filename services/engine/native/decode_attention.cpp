@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels.h"
 #include "vectors.h"
 
 namespace {

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "numbers.h"
+#include "kernels.h"
 
 namespace {
 
@@ -23,6 +23,13 @@ void rms_norm(T* out, const T* x, const float* weight, int64_t rows, int64_t wid
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) narrow(widen(from[i]) * scale * weight[i], out + row * width + i);
     }
+}
+
+// sum += x
+template <typename T>
+void add(T* sum, const T* x, int64_t count, int threads) {
+#pragma omp parallel for simd schedule(static) num_threads(team(count, threads))
+    for (int64_t i = 0; i < count; i++) narrow(widen(sum[i]) + widen(x[i]), sum + i);
 }
 
 // out [rows, width] = silu(gate) * up, from rows of gate and up end to end.
@@ -80,6 +87,7 @@ void store(T* kv, const T* key, const T* value, const int64_t* slots, int64_t to
                                       int threads) {                                                                  \
         rms_norm(out, x, weight, rows, width, eps, threads);                                                          \
     }                                                                                                                 \
+    extern "C" void add_##SUFFIX(T* sum, const T* x, int64_t count, int threads) { add(sum, x, count, threads); }      \
     extern "C" void silu_gate_##SUFFIX(T* out, const T* joined, int64_t rows, int64_t width, int threads) {            \
         silu_gate(out, joined, rows, width, threads);                                                                 \
     }                                                                                                                 \

@@ -5,7 +5,7 @@ threads as torch would.
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rotate": (_POINTER,) * 3 + (_COUNT,) * 5 + (_THREADS,),
     "store": (_POINTER,) * 4 + (_COUNT,) * 6 + (_THREADS,),
     "quantized_linear": (_POINTER,) * 5 + (_COUNT,) * 3 + (_THREADS,),
+    "decode_layers": (_POINTER,) * 9 + (_COUNT, _THREADS),
     "decode_attention": (_POINTER,) * 6 + (_COUNT,) * 9 + (_NUMBER,) * 2 + (_THREADS,),
 }
 _LINEAR = (_POINTER,) * 4 + (_COUNT,) * 3 + (_THREADS,)
@@ -128,6 +129,31 @@ class Kernels:
         strides = query.stride(1), query.stride(0)
         call = self._functions["decode_attention", kv.dtype]
         call(*pointers, *arrays, *strides, *counts, options.scale, options.softcap or 0.0, torch.get_num_threads())
+
+    def decode_layers(
+        self,
+        hidden: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        tables: DecodeTables,
+        sizes: Sequence[int],
+        layers: "ctypes.Array[Any]",
+    ) -> None:
+        """One token of each request through decoder layers; see `decode_layers.cpp` for what `layers` and `sizes` hold.
+
+        Args:
+            hidden: Contiguous [1, N, D]; what goes in and what comes out.
+            turns: Contiguous cosines and sines [1, N, R].
+            slots: [N] where the new KV goes.
+            tables: Where the requests' KV lies.
+            sizes: rows, width, inner width, heads, KV heads, head_dim, R, KV blocks, block size.
+            layers: One entry for each layer.
+        """
+        tensors = hidden.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), slots.data_ptr()
+        arrays = tables.blocks.ctypes.data, tables.first.ctypes.data, tables.lengths.ctypes.data
+        counts = (_COUNT * len(sizes))(*sizes)
+        call = self._functions["decode_layers", hidden.dtype]
+        call(*tensors, *arrays, counts, layers, len(layers), torch.get_num_threads())
 
     def prompt_attention(
         self,

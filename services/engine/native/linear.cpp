@@ -8,6 +8,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels.h"
 #include "tiles.h"
 
 #ifdef BATON_AMX

@@ -44,10 +44,11 @@ class NativeLinear(nn.Module):
 class NativeRmsNorm(nn.Module):
     """x / rms(x) · scale in one pass."""
 
-    def __init__(self, scale: torch.Tensor, eps: float, kernels: Kernels) -> None:
+    def __init__(self, scale: torch.Tensor, eps: float, dtype: torch.dtype, kernels: Kernels) -> None:
         super().__init__()
         self.scale = nn.Parameter(scale.detach().float(), requires_grad=False)
         self.eps = eps
+        self.dtype = dtype
         self._kernels = kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -77,9 +78,9 @@ class FusedAttention(nn.Module):
         parts = [cast(nn.Linear, getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj")]
         self.qkv = join(parts)
         self.o_proj = cast(nn.Linear, attention.o_proj)
-        self._num_heads, self._num_kv_heads, _ = (part.out_features // head_dim for part in parts)
-        self._head_dim = head_dim
-        self._options = options
+        self.num_heads, self.num_kv_heads, _ = (part.out_features // head_dim for part in parts)
+        self.head_dim = head_dim
+        self.options = options
         self._slot = cast(StepSlot, attention.step_slot)
         self._kernels = kernels
 
@@ -87,13 +88,13 @@ class FusedAttention(nn.Module):
         self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor], **_: Any
     ) -> tuple[torch.Tensor, None]:
         """[1, T, D] to the same; position embeddings are cosines and sines [1, T, R]."""
-        tokens, turned = hidden_states.shape[1], self._num_heads + self._num_kv_heads
-        heads = self.qkv(hidden_states).view(tokens, -1, self._head_dim)
+        tokens, turned = hidden_states.shape[1], self.num_heads + self.num_kv_heads
+        heads = self.qkv(hidden_states).view(tokens, -1, self.head_dim)
         cosines, sines = position_embeddings
         self._kernels.rotate(heads[:, :turned], cosines.contiguous(), sines.contiguous())
         by_head = heads.transpose(0, 1)
-        query, key, value = by_head[: self._num_heads], by_head[self._num_heads : turned], by_head[turned:]
-        mixed = self._slot.step.attend(query, key, value, self._options)
+        query, key, value = by_head[: self.num_heads], by_head[self.num_heads : turned], by_head[turned:]
+        mixed = self._slot.step.attend(query, key, value, self.options)
         return self.o_proj(mixed.view(1, tokens, -1)), None
 
 
