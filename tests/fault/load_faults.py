@@ -120,7 +120,8 @@ async def overload(scene: Scene) -> None:
     await scene.ended(Part.SUBJECT)
     await scene.ended(Part.COMPANION)
     assert all(record.status == OK for record in high), "a request of high priority was turned away"
-    assert _median(high) < _median(low) / 2, f"high {_median(high):.2f} s, low {_median(low):.2f} s"
+    served = [record for record in low if record.status == OK]  # those turned away ended at once
+    assert _median(high) < _median(served) / 2, f"high {_median(high):.2f} s, low {_median(served):.2f} s"
 
 
 class Steady:
