@@ -7,7 +7,9 @@ from collections.abc import Callable
 from services.decode.plan import Run
 from services.decode.scheduler import DecodeScheduler
 from services.engine.blocks import BlockPool
-from services.prefill.scheduler import Ahead, PrefillScheduler, Prompt
+from services.prefill.ahead import Ahead
+from services.prefill.prompt import Prompt
+from services.prefill.scheduler import PrefillScheduler
 
 RUNNING = 64
 _PROMPT_TOKENS = 64
@@ -20,7 +22,8 @@ def scheduler_row(queued: int) -> dict[str, float]:
     """Median times in microseconds with so many requests waiting and no room for any of them.
 
     `decode_step_us` plans and commits a step of a full running batch. `prefill_plan_us` finds no room for prompts that
-    a decode worker awaits, `prefill_ahead_plan_us` for prompts that nobody awaits yet. `submit_us` queues one more.
+    a decode worker awaits, `prefill_ahead_plan_us` for prompts that nobody awaits yet: one block is left, so each of
+    these is looked at. `submit_us` queues one more.
     """
     return {
         "queued": queued,
@@ -51,11 +54,11 @@ def _decode_step_us(queued: int) -> float:
 
 def _prefill_plan_us(queued: int, *, is_awaited: bool) -> float:
     blocks = _PROMPT_TOKENS // _BLOCK_SIZE
-    pool = BlockPool(blocks, _BLOCK_SIZE)
+    pool = BlockPool(blocks + 1, _BLOCK_SIZE)
     scheduler = PrefillScheduler(
         pool, max_num_seqs=RUNNING, max_num_batched_tokens=2048, ahead=Ahead(prompts=2, blocks=blocks)
     )
-    # The first one takes all blocks and keeps them, as one whose KV is being fetched does.
+    # The first one takes all blocks but one and keeps them, as one whose KV is being fetched does.
     scheduler.submit(_prompt(0, is_awaited=True))
     for chunk in scheduler.plan():
         scheduler.commit(chunk)

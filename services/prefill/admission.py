@@ -8,8 +8,9 @@ from services.common.errors import KvPoolFull
 from services.common.types import WorkRequest
 from services.common.validation import check_work_request
 from services.engine.blocks import BlockPool
+from services.prefill.ahead import Ahead
 from services.prefill.live import LivePrompt
-from services.prefill.scheduler import Ahead, PrefillScheduler
+from services.prefill.scheduler import PrefillScheduler
 
 if TYPE_CHECKING:
     from services.engine.engine import Engine

@@ -15,45 +15,13 @@ would not fit beside them. So an awaited prompt waits for awaited ones alone, an
 (docs/adr/0010-seats-before-prefill.md).
 """
 
-import bisect
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from services.common.block_hash import hash_chain
 from services.engine.blocks import BlockPool
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Prompt:
-    """One prompt on its way; positions below `computed` are in KV, `cached` of them came from the prefix cache."""
-
-    key: int
-    token_ids: Sequence[int]
-    cache_salt: str = ""
-    rank: float = 0.0
-    is_awaited: bool = True
-    block_ids: list[int] = field(default_factory=list[int])
-    chain: list[bytes] = field(default_factory=list[bytes])
-    computed: int = 0
-    cached: int = 0
-
-    @property
-    def missing(self) -> int:
-        """Tokens that still need a forward pass."""
-        return len(self.token_ids) - self.computed
-
-
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """How many prompts that nobody awaits may hold blocks, and how many blocks those may hold."""
-
-    prompts: int = 0
-    blocks: int = 0
-
-    @classmethod
-    def beside(cls, largest_blocks: int, *, prompts: int, num_blocks: int) -> "Ahead":
-        """What leaves room for the largest prompt in a pool of `num_blocks`."""
-        return cls(prompts, max(0, num_blocks - largest_blocks))
+from services.prefill.ahead import Ahead, Credit
+from services.prefill.prompt import Prompt
+from services.prefill.waiting import WaitingPrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +59,24 @@ class PrefillScheduler:
         self, pool: BlockPool, *, max_num_seqs: int, max_num_batched_tokens: int, ahead: Ahead | None = None
     ) -> None:
         self._pool = pool
-        self._ahead = ahead or Ahead()
+        self._credit = Credit(ahead or Ahead())
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._waiting: list[Prompt] = []
+        self._waiting = WaitingPrompts()
         self._running: dict[int, Prompt] = {}
         self._held: dict[int, Prompt] = {}
 
     def submit(self, prompt: Prompt) -> None:
         """Queues a prompt; its blocks must fit into the pool as a whole."""
-        bisect.insort(self._waiting, prompt, key=lambda each: each.rank)
+        self._waiting.add(prompt)
 
     def note_awaited(self, key: int, *, is_awaited: bool) -> None:
         """Somebody awaits a prompt, or does no longer; one that has blocks stays awaited. Unknown keys are ignored."""
-        for prompt in (*self._waiting, *self._running.values(), *self._held.values()):
-            if prompt.key == key:
-                prompt.is_awaited = is_awaited or (prompt.is_awaited and bool(prompt.block_ids))
+        self._waiting.note_awaited(key, is_awaited=is_awaited)
+        prompt = self._running.get(key) or self._held.get(key)
+        if prompt is not None and is_awaited:
+            prompt.is_awaited = True
+            self._credit.give_back(key)
 
     def plan(self) -> list[Chunk]:
         """Chunks of the next step, admitted prompts first; empty where there is nothing to do or no room."""
@@ -114,17 +84,7 @@ class PrefillScheduler:
         chunks: list[Chunk] = []
         for prompt in self._running.values():
             budget -= _take_chunk(prompt, budget, chunks)
-        for prompt in tuple(self._waiting):
-            if budget <= 0 or len(self._running) >= self._max_num_seqs:
-                break
-            if not prompt.is_awaited and not self._may_go_ahead(prompt):
-                continue
-            if self._admit(prompt):
-                self._waiting.remove(prompt)
-                self._running[prompt.key] = prompt
-                budget -= _take_chunk(prompt, budget, chunks)
-            elif prompt.is_awaited:
-                break  # nobody overtakes it; those that nobody awaits keep nobody waiting
+        self._plan_admission(budget, chunks)
         return chunks
 
     def commit(self, chunk: Chunk) -> None:
@@ -142,27 +102,36 @@ class PrefillScheduler:
         if key in self._running:
             self._held[key] = self._running.pop(key)
         else:
-            self._waiting = [prompt for prompt in self._waiting if prompt.key != key]
+            self._waiting.remove(key)
 
     def release(self, key: int) -> None:
         """Gives a held prompt's blocks back. Unknown keys are ignored."""
         prompt = self._held.pop(key, None)
         if prompt is not None:
             self._pool.release(prompt.block_ids)
+            self._credit.give_back(key)
 
     def stats(self) -> PrefillStats:
         """Counts by state."""
-        tokens = sum(prompt.missing for prompt in (*self._waiting, *self._running.values()))
-        return PrefillStats(len(self._waiting), len(self._running), len(self._held), tokens, len(self._going_ahead()))
+        tokens = self._waiting.tokens + sum(prompt.missing for prompt in self._running.values())
+        return PrefillStats(len(self._waiting), len(self._running), len(self._held), tokens, len(self._credit))
 
-    def _going_ahead(self) -> list[Prompt]:
-        return [prompt for prompt in (*self._running.values(), *self._held.values()) if not prompt.is_awaited]
-
-    def _may_go_ahead(self, prompt: Prompt) -> bool:
-        ahead = self._going_ahead()
-        if len(ahead) >= self._ahead.prompts:
-            return False
-        return sum(self._blocks(each) for each in (*ahead, prompt)) <= self._ahead.blocks
+    def _plan_admission(self, budget: int, chunks: list[Chunk]) -> None:
+        """Admits by rank and appends first chunks. Ends where no later prompt can be admitted, however many wait."""
+        admitted: list[Prompt] = []
+        for prompt in self._waiting.in_order(lambda: self._credit.allows(1)):
+            if budget <= 0 or len(self._running) >= self._max_num_seqs or not self._pool.num_available:
+                break  # cached blocks do not help without a free one: a prompt computes a token at least
+            if not prompt.is_awaited and not self._credit.allows(self._blocks(prompt)):
+                continue
+            if self._admit(prompt):
+                admitted.append(prompt)
+                self._running[prompt.key] = prompt
+                budget -= _take_chunk(prompt, budget, chunks)
+            elif prompt.is_awaited:
+                break  # nobody overtakes it; those that nobody awaits keep nobody waiting
+        for prompt in admitted:
+            self._waiting.remove(prompt.key)
 
     def _blocks(self, prompt: Prompt) -> int:
         return -(-len(prompt.token_ids) // self._pool.block_size)
@@ -181,6 +150,8 @@ class PrefillScheduler:
             return False
         prompt.block_ids = cached + self._pool.allocate(wanted)
         prompt.computed = prompt.cached = len(cached) * size
+        if not prompt.is_awaited:
+            self._credit.take(prompt.key, len(prompt.block_ids))
         return True
 
 

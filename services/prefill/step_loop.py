@@ -16,7 +16,8 @@ from services.engine.blocks import BlockPool
 from services.engine.isolation import step_apart, step_failed
 from services.engine.stopping import StopRule
 from services.prefill.messages import Advanced, Await, Command, Failed, Finished, Release, Report, Stop, Submit
-from services.prefill.scheduler import Chunk, PrefillScheduler, Prompt
+from services.prefill.prompt import Prompt
+from services.prefill.scheduler import Chunk, PrefillScheduler
 
 if TYPE_CHECKING:
     from services.engine.engine import Engine

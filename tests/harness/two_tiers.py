@@ -13,7 +13,9 @@ from services.common.priority import Priority, rank
 from services.decode.plan import Run
 from services.decode.scheduler import DecodeScheduler
 from services.engine.blocks import BlockPool
-from services.prefill.scheduler import Ahead, PrefillScheduler, Prompt
+from services.prefill.ahead import Ahead
+from services.prefill.prompt import Prompt
+from services.prefill.scheduler import PrefillScheduler
 
 SIZE = 4
 FOREVER_S = 1e9

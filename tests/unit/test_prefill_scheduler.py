@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.blocks import BlockPool
-from services.prefill.scheduler import Ahead, PrefillScheduler, Prompt
+from services.prefill.ahead import Ahead
+from services.prefill.prompt import Prompt
+from services.prefill.scheduler import PrefillScheduler
 
 SIZE = 4
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.priority import Priority
-from services.prefill.scheduler import Ahead
+from services.prefill.ahead import Ahead
 from tests.harness.two_tiers import SIZE, Request, Tiers
 
 MAX_PROMPT = 20

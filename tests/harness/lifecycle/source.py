@@ -6,7 +6,8 @@ from services.common.errors import BatonError, Cancelled
 from services.common.types import ChoiceTokens, StageTimes
 from services.engine.blocks import BlockPool
 from services.kvtransfer.tickets import Ticket, TicketTable
-from services.prefill.scheduler import PrefillScheduler, Prompt
+from services.prefill.prompt import Prompt
+from services.prefill.scheduler import PrefillScheduler
 from tests.harness.lifecycle.attempt import SIZE, Attempt, Fetch, Memory, compute, next_token, part, read
 
 BLOCKS = 6
