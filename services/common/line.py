@@ -81,7 +81,7 @@ class Line:
         self._by_arrival[key] = waiter
         outcomes += self._admit(now)
         if len(self._in_order) > self._limits.max_waiting:
-            for last in turned_away(self._in_order, waiter, lambda kept: len(kept) <= self._limits.max_waiting):
+            for last in turned_away(self._in_order, waiter, lambda kept: kept <= self._limits.max_waiting):
                 self._drop(last)
                 outcomes.append(last.outcome(Verdict.FULL if last.key == key else Verdict.DISPLACED, now))
         return outcomes

@@ -1,6 +1,5 @@
 """Which prompts a prefill worker takes. Pure: reads limits, changes nothing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,6 @@ from services.common.types import WorkRequest
 from services.common.validation import check_work_request
 from services.engine.blocks import BlockPool
 from services.prefill.ahead import Ahead
-from services.prefill.live import LivePrompt
 from services.prefill.scheduler import PrefillScheduler
 
 if TYPE_CHECKING:
@@ -34,10 +32,9 @@ class PrefillLimits:
         """Prompts that the worker knows at once, waiting ones included."""
         return self.max_queued_requests + self.max_num_seqs
 
-    def has_room(self, prompts: Sequence[LivePrompt]) -> bool:
-        """Whether the worker may know all of these at once; there is room for one, however long."""
-        tokens = sum(len(prompt.request.token_ids) for prompt in prompts)
-        return len(prompts) <= 1 or (len(prompts) <= self.max_live and tokens <= self.max_queued_tokens)
+    def has_room(self, num_prompts: int, num_tokens: int) -> bool:
+        """Whether the worker may know so many prompts at once, of so many tokens; for one there is, however long."""
+        return num_prompts <= 1 or (num_prompts <= self.max_live and num_tokens <= self.max_queued_tokens)
 
     def scheduler(self, pool: BlockPool, engine: "Engine") -> PrefillScheduler:
         """A scheduler within these bounds; prompts run ahead of decode as far as leaves room for the largest one."""

@@ -21,6 +21,11 @@ class LivePrompt:
     has_ticket: bool = False
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.token_ids)
+
     async def finished(self, its_turn: Awaitable[None]) -> Finished:
         """Waits for its turn and then for the first token.
 
@@ -37,13 +42,13 @@ class LivePrompt:
 
     def computed_tokens(self, cached_tokens: int) -> int:
         """Prompt tokens that were computed here for a client."""
-        return 0 if self.request.is_trial else len(self.request.token_ids) - cached_tokens
+        return 0 if self.request.is_trial else self.num_tokens - cached_tokens
 
     def result(self, finished: Finished, worker_id: str) -> PrefillResult:
         """What the caller gets."""
         return PrefillResult(
             first_tokens=finished.first_tokens,
-            usage=Usage(prompt_tokens=len(self.request.token_ids), cached_tokens=finished.cached_tokens),
+            usage=Usage(prompt_tokens=self.num_tokens, cached_tokens=finished.cached_tokens),
             stages=finished.stages,
             worker_id=worker_id,
         )

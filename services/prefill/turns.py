@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Generator, Sequence
 
@@ -27,6 +28,7 @@ class Turns:
         self._metrics = metrics
         self._drain = DrainRate()
         self._ranks: dict[LivePrompt, float] = {}
+        self._tokens = 0
 
     @contextlib.contextmanager
     def entering(self, live: LivePrompt) -> Generator[None]:
@@ -36,9 +38,10 @@ class Turns:
             QueueFull: there is no room for it, and nobody to displace.
         """
         order = rank(live.request.priority, time.monotonic(), self._limits.priority_aging_s)
-        if not self._limits.has_room([*self._ranks, live]):
+        if not self._limits.has_room(len(self._ranks) + 1, self._tokens + live.num_tokens):
             self._make_room(live, order)
         self._ranks[live] = order
+        self._tokens += live.num_tokens
         try:
             yield
         except BaseException:
@@ -67,8 +70,10 @@ class Turns:
 
     def ended(self, live: LivePrompt) -> None:
         """A prompt is done, or has given up; only one that had its turn has made room. Idempotent."""
-        if self._ranks.pop(live, None) is not None and live.turn.is_set():
-            self._drain.note(time.monotonic())
+        if live in self._ranks:
+            self._forget(live)
+            if live.turn.is_set():
+                self._drain.note(time.monotonic())
 
     def retry_after_s(self) -> float:
         """When to come back, as measured."""
@@ -76,14 +81,21 @@ class Turns:
 
     def _make_room(self, live: LivePrompt, order: float) -> None:
         """Turns away who comes last: the newcomer, or those behind it."""
-        line = sorted((*self._waiting(), live), key=lambda each: self._ranks.get(each, order))
-        in_turn = [each for each in self._ranks if each.turn.is_set()]
-        for each in turned_away(line, live, lambda kept: self._limits.has_room([*in_turn, *kept])):
+        waiting = self._waiting()
+        line = sorted((*waiting, live), key=lambda each: self._ranks.get(each, order))
+        in_turn = len(self._ranks) - len(waiting)
+        in_turn_tokens = self._tokens - sum(each.num_tokens for each in waiting)
+        tokens = list(itertools.accumulate((each.num_tokens for each in line), initial=in_turn_tokens))
+        for each in turned_away(line, live, lambda kept: self._limits.has_room(in_turn + kept, tokens[kept])):
             error = self._full(each, Verdict.FULL if each is live else Verdict.DISPLACED)
             if each is live:
                 raise error
-            del self._ranks[each]
+            self._forget(each)
             each.fail(error)
+
+    def _forget(self, live: LivePrompt) -> None:
+        del self._ranks[live]
+        self._tokens -= live.num_tokens
 
     def _waiting(self) -> Sequence[LivePrompt]:
         return [each for each in self._ranks if not each.turn.is_set()]

@@ -16,15 +16,15 @@ def test_the_last_leave_and_no_more_than_needed(sizes: list[int], size: int, pla
     line = list(enumerate([*sizes[:place], size, *sizes[place:]]))
     newcomer = line[min(place, len(sizes))]
 
-    def fits(kept: object) -> bool:
-        return sum(each for _, each in kept) <= ROOM  # type: ignore[attr-defined]
+    def fits(kept: int) -> bool:
+        return sum(each for _, each in line[:kept]) <= ROOM
 
     gone = turned_away(line, newcomer, fits)
     stay = [each for each in line if each not in gone]
-    assert fits(stay)
+    assert sum(each for _, each in stay) <= ROOM
     if newcomer in gone:
         assert gone == [newcomer]
-        assert not fits(line[: line.index(newcomer) + 1])
+        assert not fits(line.index(newcomer) + 1)
     elif gone:
         assert gone == list(reversed(line[len(stay) :]))
-        assert not fits([*stay, gone[-1]])
+        assert not fits(len(stay) + 1)
