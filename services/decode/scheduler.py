@@ -43,6 +43,7 @@ class DecodeScheduler:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._waiting: list[Run] = []
+        self._waiting_tokens = 0  # summed up as runs come and go: stats are asked for at every step
         self._loading: dict[int, Run] = {}
         self._running: list[Run] = []
         self._blocked: tuple[Run, int, int] | None = None
@@ -50,6 +51,7 @@ class DecodeScheduler:
     def submit(self, run: Run) -> None:
         """Queues a run whose blocks fit into the pool as a whole and whose choices fit into the slots."""
         bisect.insort(self._waiting, run, key=_rank)
+        self._waiting_tokens += _tokens_to_compute(run)
 
     def plan(self) -> StepPlan:
         """What the next step computes; without shares where there is nothing to do or no room."""
@@ -84,6 +86,7 @@ class DecodeScheduler:
 
     def cancel(self, key: int) -> None:
         """Drops all runs of a request. The caller knows that nothing writes into a loading run's blocks any more."""
+        self._waiting_tokens -= sum(_tokens_to_compute(run) for run in self._waiting if run.key == key)
         self._waiting = [run for run in self._waiting if run.key != key]
         gone = [run for run in self._running if run.key == key]
         self._running = [run for run in self._running if run.key != key]
@@ -94,9 +97,8 @@ class DecodeScheduler:
 
     def stats(self) -> DecodeStats:
         """Counts by state."""
-        waiting = sum(0 if run.is_fetched else run.missing for run in self._waiting)
-        running = sum(run.missing - 1 for run in self._running)
-        return DecodeStats(len(self._waiting), len(self._loading), len(self._running), waiting + running)
+        tokens = self._waiting_tokens + sum(run.missing - 1 for run in self._running)
+        return DecodeStats(len(self._waiting), len(self._loading), len(self._running), tokens)
 
     def _plan_decode(self, plan: StepPlan) -> int:
         for run in list(self._running):
@@ -112,13 +114,18 @@ class DecodeScheduler:
         return used
 
     def _plan_admission(self, plan: StepPlan, budget: int) -> None:
+        if not self._waiting:
+            return
+        slots = sum(run.num_choices for run in (*self._running, *self._loading.values()))
         while self._waiting and not plan.preempted:
             run = self._waiting[0]
             if not run.is_fetched and budget <= 0:
                 return
-            if self._slots_used() + run.num_choices > self._max_num_seqs or not self._reserve(run):
+            if slots + run.num_choices > self._max_num_seqs or not self._reserve(run):
                 return
             self._waiting.pop(0)
+            self._waiting_tokens -= _tokens_to_compute(run)
+            slots += run.num_choices
             if run.is_fetched:
                 self._loading[run.key] = run
                 plan.reserved.append(run)
@@ -126,9 +133,6 @@ class DecodeScheduler:
                 bisect.insort(self._running, run, key=_rank)
                 plan.admitted.append(run)
                 budget -= _take_share(run, budget, plan)
-
-    def _slots_used(self) -> int:
-        return sum(run.num_choices for run in (*self._running, *self._loading.values()))
 
     def _make_room(self, run: Run, plan: StepPlan) -> bool:
         """Makes the block of the run's next position its own; False where the run itself was preempted for it."""
@@ -157,6 +161,7 @@ class DecodeScheduler:
         self._pool.release(run.block_ids)
         run.block_ids, run.chain, run.computed, run.cached, run.is_fetched = [], [], 0, 0, False
         bisect.insort_left(self._waiting, run, key=_rank)
+        self._waiting_tokens += _tokens_to_compute(run)
         plan.preempted.append(run)
 
     def _reserve(self, run: Run) -> bool:
@@ -212,6 +217,11 @@ class DecodeScheduler:
 
 def _rank(run: Run) -> float:
     return run.rank
+
+
+def _tokens_to_compute(run: Run) -> int:
+    """What a waiting run will have to compute; of a fetched one, nothing."""
+    return 0 if run.is_fetched else len(run.tokens)
 
 
 def _take_share(run: Run, budget: int, plan: StepPlan) -> int:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.decode.plan import Run
-from services.decode.scheduler import DecodeScheduler
+from services.decode.scheduler import DecodeScheduler, DecodeStats
 from services.engine.blocks import BlockPool
 
 SIZE = 4
@@ -133,6 +133,19 @@ def test_a_higher_rank_is_admitted_first_and_preempted_last():
     assert preempted == [2]
 
 
+def test_outstanding_tokens_are_those_to_compute_here():
+    """A waiting prompt counts in full until it is cancelled or computed; one whose KV is to be fetched does not."""
+    _, scheduler = make(budget=6)
+    for run in (local(1, 10), local(2, 5), fetched(3, 7)):
+        scheduler.submit(run)
+    assert scheduler.stats().outstanding_tokens == 15
+    scheduler.cancel(2)
+    assert scheduler.stats().outstanding_tokens == 10
+    for share in scheduler.plan().shares:
+        scheduler.commit(share)
+    assert scheduler.stats() == DecodeStats(waiting=0, loading=1, running=1, outstanding_tokens=3)
+
+
 requests = st.tuples(st.integers(1, 20), st.integers(1, 12), st.integers(1, 3), st.booleans())
 
 
@@ -181,3 +194,4 @@ def test_every_run_ends_whatever_the_load(load, budget, cancels):
             break
     assert not any(left.values())
     assert pool.stats().held == 0
+    assert scheduler.stats() == DecodeStats(0, 0, 0, 0)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from services.decode.plan import Run
+from services.decode.scheduler import DecodeScheduler
 from services.engine.blocks import BlockPool
 from services.prefill.ahead import Ahead
 from services.prefill.prompt import Prompt
@@ -117,3 +119,20 @@ def test_a_command_costs_prefill_the_same_in_any_line(command: Callable[[Prefill
     """Each command is followed by stats: both are found and summed up without a walk along the line."""
     few, many = no_block_left(FEW), no_block_left(MANY)
     assert count_instructions(lambda: command(many)) == count_instructions(lambda: command(few))
+
+
+def decode(count: int) -> DecodeScheduler:
+    """Two slots, both taken, and so many runs in line."""
+    scheduler = DecodeScheduler(BlockPool(64, SIZE), max_num_seqs=2, max_num_batched_tokens=64)
+    for key in range(2 + count):
+        scheduler.submit(Run(key=key, tokens=[key + 1] * SIZE, num_prompt=SIZE, rank=float(key)))
+    for share in scheduler.plan().shares:
+        scheduler.commit(share)
+    return scheduler
+
+
+@pytest.mark.parametrize("work", [DecodeScheduler.plan, DecodeScheduler.stats])
+def test_decode_plans_and_counts_at_the_same_cost_in_any_line(work: Callable[[DecodeScheduler], object]):
+    """Nobody behind the first one that has no room is looked at."""
+    few, many = decode(FEW), decode(MANY)
+    assert count_instructions(lambda: work(many)) == count_instructions(lambda: work(few))
