@@ -34,7 +34,8 @@ class DecodeTier:
     """The decode worker with its service, its sink and its channels to prefill workers."""
 
     def __init__(self, settings: DecodeSettings, parts: Parts) -> None:
-        sink = self._sink = KvSink(EngineKv(parts.engine), parts.info, transfer_config(settings))
+        config = transfer_config(settings, parts.engine.kv.device.type)
+        sink = self._sink = KvSink(EngineKv(parts.engine), parts.info, config)
         self._step_times = parts.engine.step_times
         metrics = DecodeMetrics(parts.registry)
         self._worker = DecodeWorker(parts.engine, parts.info, _limits(settings), parts.fatal, sink, metrics.queue)

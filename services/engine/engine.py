@@ -80,7 +80,10 @@ class Engine:
         # A thread learns how many threads torch may use only when it asks; oneDNN does not ask and would start its own.
         torch.get_num_threads()
         packed = pack_step(items, self.layout.block_size, self.kv.device)
-        logits = self._runner.forward(packed)
+        try:
+            logits = self._runner.forward(packed)
+        finally:
+            self.kv.mark()  # also what a failed step has begun may still run on a device
         results = [ItemResult()] * len(items)
         sampled = sample_rows(logits, [items[index].samples for index in packed.sampled])
         for index, result in zip(packed.sampled, sampled, strict=True):

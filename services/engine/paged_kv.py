@@ -75,6 +75,11 @@ class PagedKv:
         for array, tokens in zip(self._arrays, self._by_rank(converted), strict=True):
             self._write_array(array, block_ids, start, end, tokens)
 
+    def mark(self) -> None:
+        """Reads and writes wait for what the engine was told to compute so far; on its thread, after each step."""
+        if self._copier is not None:
+            self._copier.mark()
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks (source, target); engine thread only. See `Engine.copy_blocks`."""
         if not pairs:
@@ -83,6 +88,7 @@ class PagedKv:
         sources, targets = (torch.tensor(side, device=self.device) for side in zip(*pairs, strict=True))
         for tensor in self._ranks:
             tensor.index_copy_(3, targets, tensor.index_select(3, sources))
+        self.mark()
 
     def _by_rank(self, tokens: Array) -> list[Array]:
         """Each rank's heads of [num_layers, 2, num_kv_heads, T, head_dim]; views."""

@@ -34,6 +34,7 @@ class TransferConfig:
         max_backoff_s: Longest such pause.
         call_timeout_s: Time for a short control call (renew, release).
         probe_interval_s: Time without a message after which a sink tries a channel out; 0 never.
+        pin_staging: Whether staging on the host is page-locked, as it should be where the KV is on a GPU.
     """
 
     kv_host: str = "127.0.0.1"
@@ -55,6 +56,7 @@ class TransferConfig:
     max_backoff_s: float = 5.0
     call_timeout_s: float = 3.0
     probe_interval_s: float = 0.0
+    pin_staging: bool = False
 
     def __post_init__(self) -> None:
         if self.staging_bytes < self.max_message_bytes:

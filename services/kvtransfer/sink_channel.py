@@ -60,7 +60,8 @@ class SinkChannel:
             interface=config.kv_interface,
         )
         build = partial(open_transport, meeting, config.connect_timeout_s)
-        self.channel = Channel(offer.channel_id, build, Staging(offer.max_message_bytes, offer.max_message_bytes))
+        staging = Staging(offer.max_message_bytes, offer.max_message_bytes, is_pinned=config.pin_staging)
+        self.channel = Channel(offer.channel_id, build, staging)
 
     @property
     def is_ready(self) -> bool:

@@ -56,7 +56,8 @@ class SourceChannels:
         self._check(request)
         self._replace(request.sink)
         offer = self._offer(request.sink)
-        staging = Staging(offer.max_message_bytes, max(self._config.staging_bytes, offer.max_message_bytes))
+        most = max(self._config.staging_bytes, offer.max_message_bytes)
+        staging = Staging(offer.max_message_bytes, most, is_pinned=self._config.pin_staging)
         keys = SourceKeys()
         meeting = Meeting(
             rank=SOURCE_RANK,

@@ -25,12 +25,15 @@ def as_kv(data: Tensor, layout: KvLayout) -> Tensor:
 class Staging:
     """Equal buffers of `buffer_bytes`, made on first use, `max_bytes` of them at most.
 
+    `is_pinned` page-locks those on the host: a GPU then copies between them and its memory without a detour.
+
     Thread: owned by the channel's thread; `stats` may be read from any.
     """
 
-    def __init__(self, buffer_bytes: int, max_bytes: int) -> None:
+    def __init__(self, buffer_bytes: int, max_bytes: int, *, is_pinned: bool = False) -> None:
         self.buffer_bytes = buffer_bytes
         self.device = torch.device("cpu")
+        self._is_pinned = is_pinned
         self._max_buffers = max(1, max_bytes // buffer_bytes)
         self._num_buffers = 0
         self._free: list[Tensor] = []
@@ -52,11 +55,15 @@ class Staging:
         if not self._free:
             if self._num_buffers >= self._max_buffers:
                 raise ValueError(f"all {self._max_buffers} staging buffers are taken")
-            self._free.append(torch.empty(self.buffer_bytes, dtype=torch.uint8, device=self.device))
+            self._free.append(self._make())
             self._num_buffers += 1
         buffer = self._free.pop()
         self._taken[buffer.data_ptr()] = buffer
         return buffer[:num_bytes]
+
+    def _make(self) -> Tensor:
+        is_pinned = self._is_pinned and self.device.type == "cpu"
+        return torch.empty(self.buffer_bytes, dtype=torch.uint8, device=self.device, pin_memory=is_pinned)
 
     def give(self, data: Tensor) -> None:
         """Takes back what `take` gave."""

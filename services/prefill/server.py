@@ -33,7 +33,8 @@ class PrefillTier:
 
     def __init__(self, settings: PrefillSettings, parts: Parts, transports: Transports = AVAILABLE) -> None:
         def open_source(on_released: Callable[[str], None]) -> KvSource:
-            return KvSource(EngineKv(parts.engine), parts.info, transfer_config(settings), on_released, transports)
+            config = transfer_config(settings, parts.engine.kv.device.type)
+            return KvSource(EngineKv(parts.engine), parts.info, config, on_released, transports)
 
         self._step_times = parts.engine.step_times
         metrics = PrefillMetrics(parts.registry)

@@ -44,8 +44,8 @@ def engine_config(settings: WorkerSettings, rank_cores: RankCores = ()) -> Engin
     )
 
 
-def transfer_config(settings: WorkerSettings) -> TransferConfig:
-    """How KV leaves and enters the process."""
+def transfer_config(settings: WorkerSettings, device: str = "cpu") -> TransferConfig:
+    """How KV leaves and enters the process; `device` is the type of the one that has it."""
     return TransferConfig(
         kv_host=settings.kv_host or settings.advertised_host,
         checksum=settings.kv_checksum,
@@ -53,6 +53,7 @@ def transfer_config(settings: WorkerSettings) -> TransferConfig:
         probe_interval_s=settings.kv_probe_interval_s,
         operation_floor_s=settings.kv_operation_floor_s,
         reservation_s=settings.kv_reservation_s,
+        pin_staging=device == "cuda",
     )
 
 

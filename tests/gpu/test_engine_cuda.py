@@ -8,6 +8,7 @@ from services.engine.attention.select import make_backend, refusal
 from services.engine.config import EngineConfig
 from services.engine.engine import load_engine
 from services.engine.paged_kv import PagedKv
+from services.kvtransfer.staging import Staging
 from tests.harness.checkpoints import random_prompt, tiny_checkpoint
 from tests.harness.engine_driver import EngineDriver
 from tests.harness.paged_case import PagedCase
@@ -82,3 +83,19 @@ def test_chunks_do_not_change_greedy_tokens(name: str, block_size: int) -> None:
     whole = driver.run([driver.request(prompt, max_tokens=1) for prompt in prompts])
     cut = driver.run([driver.request(prompt, max_tokens=1, chunk=100) for prompt in prompts])
     assert sum(a == b for a, b in zip(whole, cut, strict=True)) >= 2
+
+
+def test_copies_wait_for_the_step_before() -> None:
+    """KV that a step is still computing when it returns is read as it will be, not as it was."""
+    kv = PagedKv(torch.zeros(2, 2, 3, 9, 8, 16, dtype=torch.bfloat16, device="cuda"))
+    torch.cuda._sleep(100_000_000)  # tens of milliseconds of work before the KV is written
+    kv.tensor.fill_(1.0)
+    kv.mark()
+    out = torch.zeros(2, 2, 3, 21, 16, dtype=torch.bfloat16)
+    kv.read([4, 1, 7], 2, 23, out)
+    assert out.eq(1.0).all()
+
+
+def test_host_staging_is_pinned() -> None:
+    """Buffers that gloo sends from are page-locked where the KV is on a GPU."""
+    assert Staging(100, 1000, is_pinned=True).take(10).is_pinned()

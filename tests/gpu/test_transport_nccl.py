@@ -22,7 +22,9 @@ Pair = tuple[NcclTransport, NcclTransport]
 
 
 def message(device: torch.device, value: int, num_bytes: int = 1 << 20) -> torch.Tensor:
-    return torch.full((num_bytes,), value, dtype=torch.uint8, device=device)
+    filled = torch.full((num_bytes,), value, dtype=torch.uint8, device=device)
+    torch.cuda.synchronize(device)  # it was filled on this thread's stream, and is sent by another thread
+    return filled
 
 
 @pytest.fixture

@@ -51,8 +51,10 @@ async def test_whichever_pool_fills_first_every_request_ends_well(prefill: int, 
 async def test_full_staging_holds_requests_up_and_ends_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty-four prompts of 16 messages each, two of which fit the staging of their channel: all come through."""
 
-    def narrow(settings: WorkerSettings) -> TransferConfig:
-        return replace(transfer_config(settings), max_message_bytes=MESSAGE_BYTES, staging_bytes=2 * MESSAGE_BYTES)
+    def narrow(settings: WorkerSettings, device: str) -> TransferConfig:
+        return replace(
+            transfer_config(settings, device), max_message_bytes=MESSAGE_BYTES, staging_bytes=2 * MESSAGE_BYTES
+        )
 
     for tier in (prefill_server, decode_server):
         monkeypatch.setattr(tier, "transfer_config", narrow)
