@@ -140,6 +140,9 @@ class WorkerSettings(QueueSettings):
     native_kernels: bool = Field(
         True, description="Build our own C++ kernels for this CPU at the first start and use them; else all is torch."
     )
+    cuda_graphs: bool = Field(
+        False, description="Replay decode steps as CUDA graphs, where the attention backend allows it; CUDA only."
+    )
     block_size: int = Field(
         0, ge=0, le=1024, description="Token positions in a KV block; 0: what the attention backend prefers, 16 on CPU."
     )

@@ -37,6 +37,7 @@ class EngineConfig:
         rank_timeout_s: How long one rank waits for another in a step.
         native_kernels: Whether to build and use our own C++ kernels on CPU; without them everything goes to torch.
         quantization: One of `QUANTIZATIONS`; what weights are turned into as they are loaded.
+        cuda_graphs: Whether steps that feed one token of each request are replayed from CUDA graphs.
     """
 
     checkpoint: Path
@@ -56,6 +57,7 @@ class EngineConfig:
     rank_timeout_s: float = 20.0
     native_kernels: bool = True
     quantization: str = "none"
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)

@@ -13,15 +13,17 @@ import torch
 from services.common.checkpoint import read_model_facts
 from services.common.times_by_size import TimesBySize
 from services.common.types import KvLayout
-from services.engine.attention.select import choose_backend, default_block_size, make_backend
+from services.engine.attention.select import choose_backend, default_block_size
 from services.engine.batch import BatchItem, ItemResult
 from services.engine.config import EngineConfig
 from services.engine.fingerprint import model_fingerprint
+from services.engine.graph_runner import GraphRunner
 from services.engine.load import LoadedModel, dtype_name, load_model
 from services.engine.memory import choose_num_blocks
 from services.engine.packing import pack_step
 from services.engine.paged_kv import PagedKv
 from services.engine.runner import Runner
+from services.engine.runners import make_runner, num_spare_blocks
 from services.engine.sampler import sample_rows
 from services.engine.support import longest_context
 from services.engine.tensor_parallel.link import RankLost
@@ -42,11 +44,14 @@ class EngineLimits:
 
 
 class Engine:
-    """A loaded model, its KV, and one call that advances a batch; `step_times` has what steps lately took, by size."""
+    """A loaded model, its KV, and one call that advances a batch.
+
+    `step_times` has what steps lately took, by size; `attention` is the name of the attention backend.
+    """
 
     def __init__(
         self,
-        runner: Runner | ShardedRunner,
+        runner: Runner | GraphRunner | ShardedRunner,
         kv: PagedKv,
         layout: KvLayout,
         limits: EngineLimits,
@@ -56,7 +61,8 @@ class Engine:
         self.limits = limits
         self.kv = kv
         self.step_times = TimesBySize()
-        self._runner: Runner | ShardedRunner | None = runner
+        self.attention = runner.attention
+        self._runner: Runner | GraphRunner | ShardedRunner | None = runner
         self._ranks = ranks
         self._steps = self._fed = self._sampled = self._failed = 0
 
@@ -103,9 +109,11 @@ class Engine:
         self.kv.copy_blocks(pairs)
 
     def stats(self) -> dict[str, int]:
-        """Steps, tokens fed and sampled, items that failed, and bytes of KV."""
+        """Steps, those of them replayed from graphs, tokens fed and sampled, items that failed, and bytes of KV."""
+        replayed = {"replayed_steps": self._runner.replayed} if isinstance(self._runner, GraphRunner) else {}
         return {
             "steps": self._steps,
+            **replayed,
             "fed_tokens": self._fed,
             "sampled_tokens": self._sampled,
             "failed_items": self._failed,
@@ -163,19 +171,20 @@ def _load(config: EngineConfig, report: Callable[[str], None], ranks: Ranks | No
     block_size = config.block_size or default_block_size(backend.name)
     if ranks is not None:
         ranks.await_loaded(loaded.facts)
-    kv = _allocate(config, loaded, block_size, max_model_len, ranks)
+    spare_blocks = num_spare_blocks(config, backend.name)
+    kv = _allocate(config, loaded, block_size, max_model_len, ranks, spare_blocks)
     for reason in backend.passed_over:
         report(f"attention is not {reason}")
     report(f"attention {backend.name}, {kv.num_blocks} KV blocks of {block_size} tokens, {kv.num_bytes >> 20} MiB")
     limits = EngineLimits(
-        num_blocks=kv.num_blocks,
+        num_blocks=kv.num_blocks - spare_blocks,
         max_model_len=max_model_len,
         vocab_size=loaded.shape.vocab_size,
         eos_token_ids=tuple(token for token in facts.eos_token_ids if token < loaded.shape.vocab_size),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
-    runner = Runner(loaded.model, loaded.slot, make_backend(backend.name, kv.tensor, loaded.kernels))
+    runner = make_runner(config, loaded, kv, max_model_len, backend.name, report)
     layout = _layout(config, loaded, block_size)
     if ranks is None:
         return Engine(runner, kv, layout, limits)
@@ -184,7 +193,12 @@ def _load(config: EngineConfig, report: Callable[[str], None], ranks: Ranks | No
 
 
 def _allocate(
-    config: EngineConfig, loaded: LoadedModel, block_size: int, max_model_len: int, ranks: Ranks | None
+    config: EngineConfig,
+    loaded: LoadedModel,
+    block_size: int,
+    max_model_len: int,
+    ranks: Ranks | None,
+    spare_blocks: int,
 ) -> PagedKv:
     shape = loaded.shape
     token_elements = shape.num_layers * 2 * shape.num_kv_heads * shape.head_dim * config.tensor_parallel
@@ -195,7 +209,7 @@ def _allocate(
         max_model_len=max_model_len,
         device=loaded.device,
     )
-    dims = (shape.num_layers, 2, shape.num_kv_heads, num_blocks, block_size, shape.head_dim)
+    dims = (shape.num_layers, 2, shape.num_kv_heads, num_blocks + spare_blocks, block_size, shape.head_dim)
     if ranks is not None:
         return PagedKv(*ranks.map_kv(dims, loaded.dtype))
     return PagedKv(torch.zeros(dims, dtype=loaded.dtype, device=loaded.device))

@@ -63,6 +63,10 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
             f"tensor parallelism is built for CPU, the device is {device.type}; set tensor_parallel_size to 1, or "
             "device to cpu"
         )
+    if config.cuda_graphs and device.type != "cuda":
+        raise ConfigError(
+            f"cuda_graphs is on, the device is {device.type}; turn cuda_graphs off, or set device to cuda"
+        )
     if config.quantization != "none" and device.type != "cpu":
         raise ConfigError(
             f"quantization {config.quantization} is built for CPU, the device is {device.type}; set quantization to "

@@ -7,25 +7,30 @@ import torch
 from transformers import PreTrainedModel
 
 from services.engine.attention.hook import StepSlot
-from services.engine.attention.interface import AttentionBackend
+from services.engine.attention.interface import AttentionBackend, AttentionStep
 from services.engine.packing import PackedStep
 
 
 class Runner:
-    """A model joined to an attention backend."""
+    """A model joined to an attention backend, whose name is `attention`."""
 
-    def __init__(self, model: PreTrainedModel, slot: StepSlot, attention: AttentionBackend) -> None:
+    def __init__(self, model: PreTrainedModel, slot: StepSlot, backend: AttentionBackend) -> None:
+        self.attention = backend.name
         self._model = model
         self._slot = slot
-        self._attention = attention
+        self._backend = backend
 
     def forward(self, packed: PackedStep) -> torch.Tensor:
         """Logits [R, vocab_size] in the model's dtype, one row for each of `packed.logit_rows`."""
-        with self._slot.running(self._attention.begin(packed.attention)):
+        step = self._backend.begin(packed.attention)
+        return self.compute(step, packed.input_ids, packed.position_ids, packed.logit_rows)
+
+    def compute(
+        self, step: AttentionStep, input_ids: torch.Tensor, position_ids: torch.Tensor, logit_rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of a step whose attention is prepared; ids and positions are [1, T], `logit_rows` [R]."""
+        with self._slot.running(step):
             output = self._model(
-                input_ids=packed.input_ids,
-                position_ids=packed.position_ids,
-                use_cache=False,
-                logits_to_keep=packed.logit_rows,
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=logit_rows
             )
         return output.logits[0]

@@ -41,6 +41,7 @@ def engine_config(settings: WorkerSettings, rank_cores: RankCores = ()) -> Engin
         rank_timeout_s=settings.rank_timeout_s,
         native_kernels=settings.native_kernels,
         quantization=settings.quantization,
+        cuda_graphs=settings.cuda_graphs,
     )
 
 

@@ -5,10 +5,11 @@ Not measured and not run: no CUDA device was at hand when this was written. Know
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from services.engine.attention.interface import AttentionBatch
+from services.engine.attention.interface import AttentionBatch, AttentionStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,17 @@ class DeviceBatch:
             max_seqlen_q=max(batch.query_lens),
             max_seqlen_k=max(batch.cache_seqlens),
         )
+
+
+@runtime_checkable
+class CapturableBackend(Protocol):
+    """A backend that launches the same kernels whatever the tensors of its batch hold, so that they can be captured."""
+
+    name: str
+
+    def begin_on(self, batch: DeviceBatch, slot_mapping: torch.Tensor) -> AttentionStep:
+        """A step over tensors that the caller fills; they are read when kernels run, not before."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

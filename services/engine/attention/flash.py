@@ -27,16 +27,20 @@ class FlashAttention:
 
     def begin(self, batch: AttentionBatch) -> "FlashStep":
         """Prepares what all layers of a step share."""
-        return FlashStep(self, batch)
+        return FlashStep(self, DeviceBatch.of(batch), batch.slot_mapping)
+
+    def begin_on(self, batch: DeviceBatch, slot_mapping: torch.Tensor) -> "FlashStep":
+        """See `CapturableBackend.begin_on`."""
+        return FlashStep(self, batch, slot_mapping)
 
 
 class FlashStep:
     """One step; causal masks are aligned at the end of each request."""
 
-    def __init__(self, backend: FlashAttention, batch: AttentionBatch) -> None:
+    def __init__(self, backend: FlashAttention, batch: DeviceBatch, slot_mapping: torch.Tensor) -> None:
         self._backend = backend
-        self._slot_mapping = batch.slot_mapping
-        self._batch = DeviceBatch.of(batch)
+        self._slot_mapping = slot_mapping
+        self._batch = batch
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: LayerOptions

@@ -104,6 +104,11 @@ def _is_installed(module: str) -> bool:
         return False
 
 
+def is_capturable(name: str) -> bool:
+    """Whether a backend's kernels can be captured as a CUDA graph; gather chooses shapes on the host, by lengths."""
+    return name in ("flash", "varlen")
+
+
 def default_block_size(name: str) -> int:
     """The block size a backend works best with."""
     return {"flash": FLASH_PAGE, "varlen": VARLEN_BLOCK_SIZE}.get(name, CPU_BLOCK_SIZE)

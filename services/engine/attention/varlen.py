@@ -24,16 +24,20 @@ class VarlenAttention:
 
     def begin(self, batch: AttentionBatch) -> "VarlenStep":
         """Prepares what all layers of a step share."""
-        return VarlenStep(self, batch)
+        return VarlenStep(self, DeviceBatch.of(batch), batch.slot_mapping)
+
+    def begin_on(self, batch: DeviceBatch, slot_mapping: torch.Tensor) -> "VarlenStep":
+        """See `CapturableBackend.begin_on`."""
+        return VarlenStep(self, batch, slot_mapping)
 
 
 class VarlenStep:
     """One step; a window of (left, 0) is causal, aligned at the end of each request."""
 
-    def __init__(self, backend: VarlenAttention, batch: AttentionBatch) -> None:
+    def __init__(self, backend: VarlenAttention, batch: DeviceBatch, slot_mapping: torch.Tensor) -> None:
         self._backend = backend
-        self._slot_mapping = batch.slot_mapping
-        self._batch = DeviceBatch.of(batch)
+        self._slot_mapping = slot_mapping
+        self._batch = batch
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: LayerOptions

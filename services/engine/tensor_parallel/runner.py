@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from services.common.log import get_logger
+from services.engine.graph_runner import GraphRunner
 from services.engine.packing import PackedStep
 from services.engine.runner import Runner
 from services.engine.tensor_parallel.group import RankGroup
@@ -21,9 +22,14 @@ _log = get_logger(__name__)
 class ShardedRunner:
     """Rank 0's runner: as `Runner`, over the whole model. Thread: one, the engine's."""
 
-    def __init__(self, runner: Runner, group: RankGroup) -> None:
+    def __init__(self, runner: Runner | GraphRunner, group: RankGroup) -> None:
         self._runner = runner
         self._group = group
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention backend."""
+        return self._runner.attention
 
     def forward(self, packed: PackedStep) -> torch.Tensor:
         """Logits as of `Runner.forward`.
