@@ -33,8 +33,9 @@ fault: setup ## run every fault test, the long ones on real processes too (over 
 soak: setup ## run random faults on a steady load for MINUTES=30 minutes; ARGS goes to tests.fault.soak
 	@$(PY) -m tests.fault.soak --minutes $(or $(MINUTES),30) $(ARGS)
 
-gpu: setup  ## run the tests that need a CUDA device
-	@$(PY) -m pytest -q -m gpu $(ARGS)
+gpu: setup  ## on a CUDA device: run its tests, then measure each tier with a random 8B model; ARGS goes to pytest
+	@$(PY) -m pytest -q -m gpu tests/gpu $(ARGS)
+	@$(PY) -m scripts.bench_gpu
 
 bench: setup ## measure a cluster, a tier or the handoff, and plot it; ARGS goes to benchmarks
 	@$(PY) scripts/setup.py --plots

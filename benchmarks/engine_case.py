@@ -37,6 +37,7 @@ class EngineCase:
             num_threads=options.threads,
             quantization=options.quantization,
             native_kernels=not options.torch_only,
+            cuda_graphs=options.cuda_graphs,
         )
         self._config = config
         self.engine: Engine = load_engine(config)
@@ -85,6 +86,8 @@ class EngineCase:
             "device": self.device.type,
             "quantization": self._config.quantization,
             "native_kernels": self._config.native_kernels,
+            "attention": self.engine.attention,
+            "cuda_graphs": self._config.cuda_graphs,
             "threads": torch.get_num_threads(),
             "block_size": layout.block_size,
             "matrix_elements": self.weights.matrices,

@@ -15,6 +15,7 @@ def part_parser(name: str, description: str) -> argparse.ArgumentParser:
     add("--dtype", default="auto", help="element type of weights and KV (%(default)s); not with --address")
     add("--quantization", default="none", help="none or int8 (%(default)s); not with --address")
     add("--torch-only", action="store_true", help="without our own kernels; not with --address")
+    add("--cuda-graphs", action="store_true", help="decode steps as CUDA graphs; not with --address")
     add("--device", default="auto", help="cpu, cuda, cuda:1 and so on (%(default)s); not with --address")
     add("--threads", type=whole, default=0, help="threads of torch; 0 leaves torch's own choice; not with --address")
     add(

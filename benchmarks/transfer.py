@@ -40,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
         help="largest messages, such as 64KiB,1MiB (%(default)s); not with --address",
     )
     add("--fetch-bytes", type=byte_count, default="64MiB", help="KV of a large fetch (%(default)s); not with --address")
+    add("--device", default="cpu", help="where the KV of both sides is (%(default)s); not with --address")
+    add(
+        "--transport",
+        choices=("gloo", "nccl"),
+        default="gloo",
+        help="nccl needs a GPU for each side (%(default)s); not with --address",
+    )
     add("--repeats", type=count, default=7, help="fetches and set-ups for each figure; medians are shown (%(default)s)")
     add("--no-checksum", action="store_true", help="neither hash nor verify messages")
     add_out(parser)

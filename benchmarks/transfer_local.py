@@ -1,4 +1,4 @@
-"""Measures the handoff alone: KV from one process to another over gloo, beside a raw socket between the same two.
+"""Measures the handoff alone: KV from one process to another over gloo or NCCL, beside a raw socket between them.
 
 For each message size: how long a channel takes to set up (connection, rendezvous and probe), how long a fetch of one
 message takes, and how many bytes per second a large fetch moves, with checksums, from paged KV into paged KV.
@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import sys
 import time
@@ -42,11 +43,14 @@ def measure(options: argparse.Namespace) -> Found:
             fetch_bytes=options.fetch_bytes,
             checksum=not options.no_checksum,
             repeats=options.repeats,
+            device=options.device,
+            transport=options.transport,
         )
         for size in options.message_bytes
     ]
     rows = [asyncio.run(measure_case(case)) for case in tracked("transfer", cases)]
-    return {"token_bytes": TOKEN_BYTES, "checksum": not options.no_checksum}, rows
+    facts = {"token_bytes": TOKEN_BYTES, "checksum": not options.no_checksum}
+    return {**facts, "device": options.device, "transport": options.transport}, rows
 
 
 async def measure_case(case: TransferCase) -> Row:
@@ -57,9 +61,9 @@ async def measure_case(case: TransferCase) -> Row:
         OSError, TimeoutError: the other process did not start or ended early.
     """
     async with _source(case) as (address, raw_port):
-        info = worker(SOURCE_ID, Tier.PREFILL, address)
-        kv, blocks = make_kv(case.fetch_tokens)
-        sink = KvSink(LaidOutKv(kv), worker("sink", Tier.DECODE, "127.0.0.1:1"), case.config)
+        info = worker(SOURCE_ID, Tier.PREFILL, address, case.layout)
+        kv, blocks = make_kv(case.fetch_tokens, case.layout, case.device)
+        sink = KvSink(LaidOutKv(kv, case.layout), worker("sink", Tier.DECODE, "127.0.0.1:1", case.layout), case.config)
         try:
             setups: list[float] = []
             for _ in range(case.repeats + 1):
@@ -133,7 +137,7 @@ async def _source(case: TransferCase) -> AsyncGenerator[tuple[str, int]]:
     """The other process; gives its address and the port of its raw socket."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.transfer_source", json.dumps(dataclasses.asdict(case)),
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, **case.source_environment},
     )  # fmt: skip
     try:
         async with asyncio.timeout(START_TIMEOUT_S):

@@ -1,6 +1,6 @@
 """What both processes of the transfer benchmark must agree on: shape of the KV, names, settings, tickets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,6 +31,18 @@ class TransferCase:
     fetch_bytes: int
     checksum: bool
     repeats: int
+    device: str = "cpu"
+    transport: str = "gloo"
+
+    @property
+    def layout(self) -> KvLayout:
+        """Layout of both sides, which names the transport."""
+        return replace(LAYOUT, transports=(self.transport,))
+
+    @property
+    def source_environment(self) -> dict[str, str]:
+        """What differs for the sending process: NCCL joins no two processes on one GPU."""
+        return {"CUDA_VISIBLE_DEVICES": "1"} if self.transport == "nccl" else {}
 
     @property
     def fetch_tokens(self) -> int:
@@ -46,19 +58,25 @@ class TransferCase:
     def config(self) -> TransferConfig:
         """Settings of either side: staging of two messages, as by default; leases outlast the benchmark."""
         size = max(self.message_bytes, TOKEN_BYTES)
-        return TransferConfig(checksum=self.checksum, max_message_bytes=size, staging_bytes=2 * size, lease_s=3600.0)
+        return TransferConfig(
+            checksum=self.checksum,
+            max_message_bytes=size,
+            staging_bytes=2 * size,
+            lease_s=3600.0,
+            pin_staging=self.device.startswith("cuda"),
+        )
 
     def ticket_ids(self, tokens: int) -> list[str]:
         """Tickets for fetches of so many tokens, one for each repetition, the first of which warms up."""
         return [f"{tokens}-{index}" for index in range(self.repeats + 1)]
 
 
-def make_kv(tokens: int, layout: KvLayout = LAYOUT) -> tuple[PagedKv, tuple[int, ...]]:
+def make_kv(tokens: int, layout: KvLayout = LAYOUT, device: str = "cpu") -> tuple[PagedKv, tuple[int, ...]]:
     """KV for so many tokens, filled with noise, and the block table that covers it."""
     blocks = -(-tokens // layout.block_size)
     heads = (layout.num_layers, 2, layout.num_kv_heads)
     dtype: torch.dtype = getattr(torch, layout.dtype)
-    tensor = torch.empty(*heads, blocks, layout.block_size, layout.head_dim, dtype=dtype).normal_()
+    tensor = torch.empty(*heads, blocks, layout.block_size, layout.head_dim, dtype=dtype, device=device).normal_()
     return PagedKv(tensor), tuple(range(blocks))
 
 

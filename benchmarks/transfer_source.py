@@ -21,10 +21,9 @@ _FIRST_TOKENS = (ChoiceTokens(0, (Token(7, 0),)),)
 
 async def serve(case: TransferCase) -> None:
     """Opens every ticket of the case, finished, and serves until standard input ends."""
-    kv, blocks = make_kv(case.fetch_tokens)
-    source = KvSource(
-        LaidOutKv(kv), worker(SOURCE_ID, Tier.PREFILL, "127.0.0.1:1"), case.config, lambda ticket_id: None
-    )
+    kv, blocks = make_kv(case.fetch_tokens, case.layout, case.device)
+    own = worker(SOURCE_ID, Tier.PREFILL, "127.0.0.1:1", case.layout)
+    source = KvSource(LaidOutKv(kv, case.layout), own, case.config, lambda ticket_id: None)
     await source.start()
     server = RpcServer("127.0.0.1", 0, [binding(source)])
     port = await server.start()
