@@ -13,9 +13,11 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.random_checkpoint import SHAPES, make_checkpoint
+from benchmarks.report import DEFAULT_FOLDER
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHECKPOINTS = ROOT / ".baton" / "checkpoints"
+RESULTS = ROOT / "benchmarks" / "results"
 # Of one benchmark: an 8B model loads in a minute or two and runs its cases in another.
 TIMEOUT_S = 1800
 # Options of the benchmarks for a run that only shows that everything works.
@@ -48,9 +50,15 @@ def _bench(name: str, extra: Sequence[str], checkpoint: pathlib.Path, options: a
     """Runs one benchmark in a process of its own, so that the device's memory is free for the next."""
     model = () if name == "transfer" else ("--model", str(checkpoint))
     quick = QUICK[name] if options.quick else ()
-    out = options.results / f"gpu-{name}{'-graphs' if extra else ''}.json"
+    is_trial = options.quick or not options.device.startswith("cuda")
+    folder = options.results or (ROOT / DEFAULT_FOLDER if is_trial else RESULTS)
+    out = folder / f"gpu-{name}{'-graphs' if extra else ''}.json"
     command = ["-m", "benchmarks", name, *model, "--device", options.device, *extra, *quick, "--out", str(out)]
-    return subprocess.run([sys.executable, *command], cwd=ROOT, timeout=TIMEOUT_S, check=False).returncode == 0
+    try:
+        return subprocess.run([sys.executable, *command], cwd=ROOT, timeout=TIMEOUT_S, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        sys.stderr.write(f"bench_gpu: {name} took longer than {TIMEOUT_S} s\n")
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--device", default="cuda", help="cuda, cuda:1 and so on, or cpu to try the script (%(default)s)")
     add("--shape", choices=tuple(SHAPES), default="8b", help="of the random checkpoint (%(default)s)")
-    add("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results", help="folder for the JSON")
+    add("--results", type=pathlib.Path, help="folder for the JSON; benchmarks/results, or .baton/bench for a trial")
     add("--checkpoints", type=pathlib.Path, default=CHECKPOINTS, help="folder for the checkpoint")
     add("--quick", action="store_true", help="one small case of each")
     return parser

@@ -31,7 +31,6 @@ class FakeKv:
 
     def __init__(self, layout: KvLayout = LAYOUT, num_blocks: int = 64) -> None:
         self.layout = layout
-        self.device = torch.device("cpu")
         heads = (layout.num_layers, 2, layout.num_kv_heads)
         self.blocks = torch.zeros(*heads, num_blocks, layout.block_size, layout.head_dim, dtype=DTYPES[layout.dtype])
         self.reads: list[tuple[int, int]] = []

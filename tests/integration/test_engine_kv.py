@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from services.engine.batch import BatchItem
 from services.engine.config import EngineConfig
 from services.engine.engine import Engine, load_engine
+from services.engine.runner import Runner
 from tests.harness.checkpoints import random_prompt, reference_tokens, tiny_checkpoint
 from tests.harness.engine_driver import DriverRequest, EngineDriver
 
@@ -79,3 +81,19 @@ def test_bfloat16_kv_continues_exactly_in_float32() -> None:
     source.engine.kv.read(back.blocks, 0, 50, after)
     assert torch.equal(before, after)
     assert int(before.count_nonzero()) > before.numel() * 0.9
+
+
+def test_copies_are_told_of_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a step is marked for copies on a device, also where the step fails, and so is a copy of blocks."""
+    engine = make_driver(16).engine
+    marks: list[str] = []
+    monkeypatch.setattr(engine.kv, "mark", lambda: marks.append("mark"))
+    item = BatchItem(token_ids=[5, 6], start=0, block_ids=[0])
+    engine.step([item])
+    assert len(marks) == 1
+    engine.copy_blocks([(0, 1)])
+    assert len(marks) == 2
+    monkeypatch.setattr(Runner, "compute", lambda *_: {}["a kernel raised"])
+    with pytest.raises(KeyError):
+        engine.step([item])
+    assert len(marks) == 3
