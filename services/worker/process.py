@@ -28,7 +28,7 @@ from services.common.settings import WorkerSettings
 from services.common.types import Tier, WorkerInfo
 from services.common.version import version
 from services.engine.engine import Engine
-from services.worker.loading import load_warm
+from services.worker.loading import load_apart
 from services.worker.metrics import RoleSwitches
 from services.worker.placement import place_ranks
 from services.worker.role import Role, RoleMetrics
@@ -75,7 +75,7 @@ class WorkerProcess:
             raise ConfigError("max_num_batched_tokens must be at least max_num_seqs: each slot feeds a token a step")
         if settings.metrics_port:
             self._metrics = start_metrics_server(settings.host, settings.metrics_port, self._registry)
-        engine = self._engine = await asyncio.to_thread(load_warm, settings, rank_cores)
+        engine = self._engine = await load_apart(settings, rank_cores)
         engine.watch(self.fatal.fail)
         info = self._describe(engine)
         port = int(info.address.rpartition(":")[2])

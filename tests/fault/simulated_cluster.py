@@ -223,7 +223,7 @@ class SimulatedCluster:
             "services.engine.thread.queue": queue_for(self.clock),
             "services.kvtransfer.channel.threading": threading_for(self.clock),
             "services.kvtransfer.channel.queue": queue_for(self.clock),
-            "services.worker.process.load_warm": lambda settings, _: self.engines[settings.worker_id],
+            "services.worker.loading.load_warm": lambda settings, _: self.engines[settings.worker_id],
         }
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.network.installed())

@@ -106,7 +106,7 @@ async def worker_cluster(prefills: int, decodes: int) -> AsyncIterator[WorkerClu
         cluster = WorkerCluster(directory, frontend)
         stack.push_async_callback(cluster.close)
         stack.enter_context(
-            mock.patch("services.worker.process.load_warm", lambda settings, _: cluster.engines[settings.worker_id])
+            mock.patch("services.worker.loading.load_warm", lambda settings, _: cluster.engines[settings.worker_id])
         )
         for tier, count in ((Tier.PREFILL, prefills), (Tier.DECODE, decodes)):
             for number in range(count):
