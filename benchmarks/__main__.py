@@ -16,6 +16,8 @@ COMMANDS = {
     "control": "the control plane alone: schedulers, and a frontend and a worker whose engine costs nothing",
     "plot": "no measurement: draws JSON reports as PNG",
 }
+_REMEDIES = dict.fromkeys(("torch", "transformers", "numpy"), "pip install 'baton[engine]'")
+_REMEDIES["scripts"] = "run it in a checkout of the repository"
 _MODULES = {"peers": "benchmarks.peers.compare"}
 
 
@@ -31,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         return importlib.import_module(_MODULES.get(name, f"benchmarks.{name}")).main(rest)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "transformers", "numpy"):
+        if error.name not in _REMEDIES:
             raise
-        sys.stderr.write(f"benchmarks: {name} needs {error.name} here; pip install 'baton[engine]'\n")
+        sys.stderr.write(f"benchmarks: {name} needs {error.name} here; {_REMEDIES[error.name]}\n")
         return 2
 
 
