@@ -27,6 +27,12 @@ _BLOCK_SIZE = 16
 _NUM_BLOCKS = 2**15
 
 
+class _NoModel:
+    """Stands where a runner would; steps never come to it."""
+
+    attention = "none"
+
+
 class FreeEngine(Engine):
     """An engine without a model; its KV is one number a token, and is never touched."""
 
@@ -49,7 +55,7 @@ class FreeEngine(Engine):
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         kv = PagedKv(torch.zeros(1, 2, 1, _NUM_BLOCKS, _BLOCK_SIZE, 1))
-        super().__init__(None, kv, layout, limits)  # type: ignore[arg-type]
+        super().__init__(_NoModel(), kv, layout, limits)  # type: ignore[arg-type]
         self._step_s = step_s
 
     def step(self, items: Sequence[BatchItem]) -> list[ItemResult]:
