@@ -58,20 +58,7 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
     """
     shard = Shard(rank, config.tensor_parallel)
     device = choose_device(config.device)
-    if shard.degree > 1 and device.type != "cpu":
-        raise ConfigError(
-            f"tensor parallelism is built for CPU, the device is {device.type}; set tensor_parallel_size to 1, or "
-            "device to cpu"
-        )
-    if config.cuda_graphs and device.type != "cuda":
-        raise ConfigError(
-            f"cuda_graphs is on, the device is {device.type}; turn cuda_graphs off, or set device to cuda"
-        )
-    if config.quantization != "none" and device.type != "cpu":
-        raise ConfigError(
-            f"quantization {config.quantization} is built for CPU, the device is {device.type}; set quantization to "
-            "none, or device to cpu"
-        )
+    _check_built(config, device)
     model_config = read_config(config.checkpoint)
     check_support(model_config, config.checkpoint)
     dtype = choose_dtype(config.dtype, model_config, device)
@@ -90,6 +77,19 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
     )
     shape = probe_model(model, slot, device)
     return LoadedModel(model, slot, group_slot, model_config, shape, dtype, device, kernels)
+
+
+def _check_built(config: EngineConfig, device: torch.device) -> None:
+    """Refuses what is there for another kind of device only."""
+    for setting, is_wanted, wanted, otherwise in (
+        ("tensor_parallel_size", config.tensor_parallel > 1, "cpu", "set tensor_parallel_size to 1"),
+        ("quantization", config.quantization != "none", "cpu", "set quantization to none"),
+        ("cuda_graphs", config.cuda_graphs, "cuda", "turn cuda_graphs off"),
+    ):
+        if is_wanted and device.type != wanted:
+            raise ConfigError(
+                f"{setting} is built for {wanted}, the device is {device.type}; {otherwise}, or set device to {wanted}"
+            )
 
 
 def _load_kernels(config: EngineConfig, dtype: torch.dtype, device: torch.device, progress: Progress) -> Kernels | None:
