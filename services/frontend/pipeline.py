@@ -122,7 +122,7 @@ class Pipeline:
                 if race.merge.has_begun:
                     race.keep_cached(legs.cached_tokens)
                 self._parts.metrics.moved(MIGRATION if race.merge.has_begun else REPLAY)
-                _log.warning("request_moved", moves=race.recovery.moves, cause=type(error).__name__)
+                _log.warning("request_moved", moves=race.recovery.moves, cause=type(error).__name__, why=error.message)
 
     async def _stream(self, race: Race, legs: Legs, send: Send, started: float) -> None:
         """Sends every token as it comes until all choices have ended."""

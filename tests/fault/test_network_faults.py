@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from services.common.sampling import SamplingParams
+from services.kvtransfer.config import TransferConfig
 from tests.harness.checkpoints import random_prompt
 from tests.harness.fake_engine import FakeEngine, expected_tokens
 from tests.harness.hurt_links import HurtPair, hurt_pair
@@ -119,7 +120,12 @@ async def network() -> AsyncIterator[Network]:
 
     async with (
         hurt_pair(engine) as pair,
-        split_cluster(more=(pair.prefill, pair.decode), engines=(engine(), engine())) as cluster,
+        # The other decode worker fetches over the data link, too, and must find it dead as soon.
+        split_cluster(
+            more=(pair.prefill, pair.decode),
+            engines=(engine(), engine()),
+            kv_operation_floor_s=TransferConfig().operation_floor_s,
+        ) as cluster,
     ):
         running = Network(cluster, pair)
         await running.hurt_pair_serves()

@@ -65,7 +65,7 @@ async def test_the_deadline_reaches_the_server_and_ends_the_call():
         prefill.behaviour = wait_for_release
         with pytest.raises(DeadlineExceeded), rpc_errors(PEER):
             await running.prefill.Prefill(prefill_pb2.PrefillRequest(), timeout=0.3)
-    assert 0 < left[0] <= 40.01
+    assert 0 < left[0] < 41  # gRPC sends a timeout in steps of a hundredth of it, rounded up
 
 
 async def test_a_call_without_a_deadline_gets_the_default():

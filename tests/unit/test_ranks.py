@@ -117,5 +117,5 @@ def test_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     refused = EngineConfig(checkpoint=tiny_checkpoint("llama"), device="cuda", tensor_parallel=2)
-    with pytest.raises(ConfigError, match="built for CPU"):
+    with pytest.raises(ConfigError, match="built for cpu, the device is cuda"):
         load_model(refused, lambda line: None)
