@@ -14,6 +14,7 @@ COMMANDS = {
     "peers": "other engines on the same checkpoints and prompts, in turn with Baton",
     "transfer": "the handoff, between two processes or from one prefill worker",
     "control": "the control plane alone: schedulers, and a frontend and a worker whose engine costs nothing",
+    "growth": "how costs grow: with context, batch, queued requests and streams",
     "plot": "no measurement: draws JSON reports as PNG",
 }
 _REMEDIES = dict.fromkeys(("torch", "transformers", "numpy"), "pip install 'baton[engine]'")

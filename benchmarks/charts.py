@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.growth_curves import curves, exponent
+
 Report = Mapping[str, Any]
 Row = Mapping[str, float]
 
@@ -18,6 +20,7 @@ class Lines:
     curves: Mapping[str, tuple[tuple[float, float], ...]]
     goal: tuple[float, str] | None = None
     is_log_x: bool = False
+    is_log_y: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,26 @@ def _control(report: Report) -> Iterable[Chart]:
     yield Lines("Cores that are busy, steps of a fixed time", x, "cores", busy, is_log_x=True)
 
 
+def _growth(report: Report) -> Iterable[Chart]:
+    """Both axes logarithmic: what is linear is as steep everywhere, and x^1."""
+    found = {
+        cost: {f"{name}: x^{exponent(curve):.2f}": curve for name, curve in each.items()}
+        for cost, each in curves(report).items()
+    }
+    for cost, title, x, y in (
+        ("decode step by context", "Decode step, engine alone", "tokens in KV", "ms"),
+        ("decode step by batch", "Decode step, engine alone", "requests in a step", "ms"),
+        ("planning by queue", "Time to plan a step", "queued requests", "µs"),
+        ("CPU by streams", "CPU time of a token for each stream", "streams", "µs"),
+    ):
+        yield Lines(title, x, y, found[cost], is_log_x=True, is_log_y=True)
+    rows = report["batches"]
+    tokens = {f"context {rows[0]['context']:g}": _curve(rows, "batch", "output_throughput")}
+    yield Lines("Output, engine alone", "requests in a step", "tokens/s", tokens, is_log_x=True)
+    busy = {name: _curve(report["streams"], "streams", f"{name}_cores") for name in ("frontend", "worker", "client")}
+    yield Lines("Cores that are busy, steps of a fixed time", "streams", "cores", busy, is_log_x=True)
+
+
 _CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
     "serve": _serve,
     "goodput": _goodput,
@@ -151,6 +174,7 @@ _CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
     "transfer": _transfer,
     "peers": _peers,
     "control": _control,
+    "growth": _growth,
 }
 
 

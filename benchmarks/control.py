@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import os
 import pathlib
 import sys
 import tempfile
@@ -39,7 +38,6 @@ from services.common.worker_client import WorkerClient
 
 _MODEL = "demo"  # of which only the vocabulary is used
 _PROMPT_TOKENS = 32
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _CLIENT = "client"
 
 
@@ -67,9 +65,17 @@ async def measure(given: argparse.Namespace) -> dict[str, Rows]:
     async with _free_cluster(given, step_ms=0.0) as cluster:
         found["answers"] = await _sweep("answers", given, cluster, given.output_tokens)
         found["requests"] = await _sweep("one-token requests", given, cluster, 1)
+    return {**found, "paced": await paced(given)}
+
+
+async def paced(given: argparse.Namespace) -> Rows:
+    """A row for each number of streams, with an engine whose steps take `given.step_ms`.
+
+    Raises:
+        ConfigError, ClusterFailed: the processes could not be started.
+    """
     async with _free_cluster(given, step_ms=given.step_ms) as cluster:
-        found["paced"] = await _sweep("paced answers", given, cluster, given.output_tokens)
-    return found
+        return await _sweep("paced answers", given, cluster, given.output_tokens)
 
 
 @contextlib.asynccontextmanager
@@ -170,8 +176,8 @@ def _cpu_s(pids: dict[str, int]) -> dict[str, float]:
 
 
 def _process_cpu_s(pid: int) -> float:
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    """From Linux's clock of that process, which counts nanoseconds; /proc counts hundredths of a second."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,14 +186,20 @@ def _parser() -> argparse.ArgumentParser:
         description="Times the schedulers, and one frontend with one decode worker whose engine costs nothing.",
     )
     add = parser.add_argument
-    add("--queued", type=counts, default="1,10,100,1000", help="waiting requests for the schedulers (%(default)s)")
-    add("--streams", type=counts, default="1,4,16,64,256", help="requests at once (%(default)s)")
-    add("--output-tokens", type=count, default=64, help="tokens of an answer (%(default)s)")
     add("--requests", type=count, default=64, help="least requests of a round (%(default)s)")
     add("--turns", type=count, default=4, help="requests of a stream in a round, one after another (%(default)s)")
-    add("--step-ms", type=positive, default=20.0, help="time of a step for paced answers (%(default)s)")
     add("--rounds", type=count, default=3, help="counted rounds; medians are shown (%(default)s)")
-    add("--timeout-s", type=positive, default=120.0, help="deadline of each request (%(default)s)")
-    add("--start-timeout-s", type=positive, default=120.0, help="time for the processes to become ready (%(default)s)")
+    add_streams(parser, output_tokens=64, step_ms=20.0)
     add_out(parser)
     return parser
+
+
+def add_streams(parser: argparse.ArgumentParser, output_tokens: int, step_ms: float) -> None:
+    """How much waits, streams and runs in an engine without cost."""
+    add = parser.add_argument
+    add("--queued", type=counts, default="1,10,100,1000", help="waiting requests for the schedulers (%(default)s)")
+    add("--streams", type=counts, default="1,4,16,64,256", help="requests at once (%(default)s)")
+    add("--output-tokens", type=count, default=output_tokens, help="tokens of an answer (%(default)s)")
+    add("--step-ms", type=positive, default=step_ms, help="time of a step for paced answers (%(default)s)")
+    add("--timeout-s", type=positive, default=120.0, help="deadline of each request (%(default)s)")
+    add("--start-timeout-s", type=positive, default=120.0, help="time for the processes to become ready (%(default)s)")

@@ -7,6 +7,7 @@ number of bytes is read by a plain sum in the same run.
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 
 from benchmarks.case import Case, sweep
 from benchmarks.engine_case import EngineCase, one_sample
@@ -26,9 +27,14 @@ def measure(options: argparse.Namespace) -> Found:
     Raises:
         ConfigError: the engine cannot be loaded, or a case does not fit its memory or the model.
     """
+    return measure_cases(options, sweep(options.batches, options.contexts))
+
+
+def measure_cases(options: argparse.Namespace, cases: Sequence[Case]) -> Found:
+    """The same for cases that are no full grid; `options.batches` and `options.contexts` do not count."""
     steps = WARM_STEPS + options.steps
-    cases = sweep(options.batches, options.contexts)
-    engine = EngineCase(options, max(options.batches), max(options.contexts) + steps, max(options.batches))
+    most = max(case.batch for case in cases)
+    engine = EngineCase(options, most, max(case.tokens for case in cases) + steps, most)
     for case in cases:
         engine.block_tables(case.batch, case.tokens + steps)
     rounds = [[_row(engine, case, options.steps) for case in tracked("decode", cases)] for _ in range(options.rounds)]

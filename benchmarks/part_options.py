@@ -8,23 +8,35 @@ from benchmarks.flags import count, positive, whole
 
 def part_parser(name: str, description: str) -> argparse.ArgumentParser:
     """Options that the benchmarks of prefill and decode have."""
+    parser = engine_parser(name, description)
+    add = parser.add_argument
+    add(
+        "--address",
+        default="",
+        metavar="HOST:PORT",
+        help="measure this worker over gRPC and load nothing: what is said of an engine then counts for nothing",
+    )
+    add("--timeout-s", type=positive, default=600.0, help="deadline of a request to a worker (%(default)s)")
+    return parser
+
+
+def engine_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Options of an engine in this process."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks {name}", description=description)
     add = parser.add_argument
-    add("--address", default="", metavar="HOST:PORT", help="measure this worker over gRPC and load nothing")
     add("--model", default="demo", help="checkpoint: demo, a directory or a hub id (%(default)s)")
-    add("--dtype", default="auto", help="element type of weights and KV (%(default)s); not with --address")
-    add("--quantization", default="none", help="none or int8 (%(default)s); not with --address")
-    add("--torch-only", action="store_true", help="without our own kernels; not with --address")
-    add("--cuda-graphs", action="store_true", help="decode steps as CUDA graphs; not with --address")
-    add("--device", default="auto", help="cpu, cuda, cuda:1 and so on (%(default)s); not with --address")
-    add("--threads", type=whole, default=0, help="threads of torch; 0 leaves torch's own choice; not with --address")
+    add("--dtype", default="auto", help="element type of weights and KV (%(default)s)")
+    add("--quantization", default="none", help="none or int8 (%(default)s)")
+    add("--torch-only", action="store_true", help="without our own kernels")
+    add("--cuda-graphs", action="store_true", help="decode steps as CUDA graphs")
+    add("--device", default="auto", help="cpu, cuda, cuda:1 and so on (%(default)s)")
+    add("--threads", type=whole, default=0, help="threads of torch; 0 leaves torch's own choice")
     add(
         "--rounds",
         type=count,
         default=3,
         help="times that every case and every limit is measured; medians are shown (%(default)s)",
     )
-    add("--timeout-s", type=positive, default=600.0, help="deadline of a request to a worker (%(default)s)")
     add_out(parser)
     return parser
 

@@ -6,6 +6,7 @@ matplotlib is the extra `bench`; without it benchmarks measure all the same and 
 import argparse
 import importlib.util
 import json
+import math
 import pathlib
 import sys
 import textwrap
@@ -68,6 +69,8 @@ def draw(report: Report, path: pathlib.Path) -> pathlib.Path | None:
 
 def _lines(axes: "Axes", chart: Lines) -> None:
     """Curves with their names at their ends, instead of a legend."""
+    from matplotlib.ticker import LogFormatter
+
     drawn = {label: points for label, points in chart.curves.items() if points}
     for points in drawn.values():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4)
@@ -75,13 +78,22 @@ def _lines(axes: "Axes", chart: Lines) -> None:
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in drawn.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    top = max([y for points in drawn.values() for _, y in points] + ([chart.goal[0]] if chart.goal else []))
-    axes.set_ylim(0, 1.08 * top or 1.0)
+    levels = [y for points in drawn.values() for _, y in points] + ([chart.goal[0]] if chart.goal else [])
+    ends = [points[-1][1] for points in drawn.values()]
+    if chart.is_log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        height = math.log(max(levels) / min(levels)) or 1.0
+        places = [math.exp(place) for place in spread([math.log(end) for end in ends], _LABEL_SHARE * 1.1 * height)]
+    else:
+        top = 1.08 * max(levels)
+        axes.set_ylim(0, top or 1.0)
+        places = spread(ends, _LABEL_SHARE * top)
     if chart.goal is not None:
         level, name = chart.goal
         axes.axhline(level, color="grey", linestyle="--", linewidth=1)
         axes.annotate(name, (0, level), xycoords=("axes fraction", "data"), va="bottom", color="grey", fontsize=8)
-    places = spread([points[-1][1] for points in drawn.values()], _LABEL_SHARE * 1.08 * top)
     for line, label, place in zip(axes.get_lines(), drawn, places, strict=False):
         axes.annotate(
             label, (1.01, place), xycoords=("axes fraction", "data"), va="center", color=line.get_color(), fontsize=9

@@ -152,3 +152,18 @@ def test_the_control_plane_is_measured_without_a_model(tmp_path: pathlib.Path) -
         assert [(row["streams"], row["failed"]) for row in report[part]] == [(1, 0), (8, 0)]
         assert all(row["output_throughput"] > 0 for row in report[part])
         assert all(row[f"{name}_cores"] >= 0 for row in report[part] for name in ("frontend", "worker", "client"))
+
+
+def test_growth_is_measured_in_one_run(tmp_path: pathlib.Path) -> None:
+    """Engine, schedulers and frontend, each over its sizes, and an exponent of each curve."""
+    out = tmp_path / "found.json"
+    engine = ("--contexts", "16,32", "--context-batches", "1", "--batches", "1,2", "--batch-context", "16")
+    streams = ("--queued", "1,20", "--streams", "1,4", "--output-tokens", "8", "--step-ms", "2")
+    done = bench("growth", *engine, "--steps", "2", "--rounds", "1", *streams, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert [row["context"] for row in report["contexts"]] == [16, 32]
+    assert [row["batch"] for row in report["batches"]] == [1, 2]
+    assert [row["queued"] for row in report["schedulers"]] == [1, 20]
+    assert all(row["frontend_us_per_token"] > 0 for row in report["streams"])
+    assert len(report["exponents"]) == 7
