@@ -8,6 +8,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "serve": "a cluster through its public API: split against colocated, or one that runs",
     "goodput": "the highest request rate at which latency targets are met, of the same targets",
+    "crossover": "the lengths of prompts at which split and colocated clusters change places",
     "decode": "decode steps of an engine or of one worker: time per output token by batch and context",
     "prefill": "prompts on an engine or on one worker: tokens per second by length and batch",
     "quality": "perplexity of a checkpoint in each precision, on fresh stories of the demo model's kind",

@@ -1,9 +1,11 @@
 """Which charts a report is shown as: plain data with titles and units, from the JSON of any benchmark. Pure."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.crossings import FIGURES
 from benchmarks.growth_curves import curves, exponent
 
 Report = Mapping[str, Any]
@@ -166,6 +168,19 @@ def _growth(report: Report) -> Iterable[Chart]:
     yield Lines("Cores that are busy, steps of a fixed time", "streams", "cores", busy, is_log_x=True)
 
 
+def _crossover(report: Report) -> Iterable[Chart]:
+    points = report["points"]
+    names, rates = (list(points[0]["results"]), list(dict.fromkeys(point["rate"] for point in points)))
+    for figure, rate in itertools.product(FIGURES, rates):
+        chosen = [point for point in points if point["rate"] == rate]
+        drawn = {
+            name: _curve([{"x": each["prompt_tokens"], **each["results"][name]} for each in chosen], "x", figure)
+            for name in names
+        }
+        title = f"{_TITLES[figure]}, {rate:g} requests/s"
+        yield Lines(title, "tokens of a prompt", "ms", drawn, is_log_x=True, is_log_y=True)
+
+
 _CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
     "serve": _serve,
     "goodput": _goodput,
@@ -175,6 +190,13 @@ _CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
     "peers": _peers,
     "control": _control,
     "growth": _growth,
+    "crossover": _crossover,
+}
+_TITLES = {
+    "median_ttft_ms": "Time to first token, median",
+    "median_tpot_ms": "Time per output token, median",
+    "p99_itl_ms": "Gap between tokens, p99",
+    "median_e2el_ms": "Whole answer, median",
 }
 
 

@@ -25,6 +25,11 @@ def positive(text: str) -> float:
     return _read(text, float, lambda value: 0 < value < float("inf"), "must be above 0")
 
 
+def positives(text: str) -> tuple[float, ...]:
+    """Numbers above 0, with commas between them."""
+    return tuple(positive(part) for part in text.split(","))
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     return _read(text, float, lambda value: 0 <= value <= 1, "must be from 0 to 1")

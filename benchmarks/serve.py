@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     except (ConfigError, ClusterFailed) as error:
         sys.stderr.write(f"benchmarks: {error}\n")
         return 2
-    results = {name: _result(options, runs) for name, runs in found.items()}
+    results = {name: result_of(options, runs) for name, runs in found.items()}
     path = write_report("serve", argv, options.out, {"workload": options.described, "results": results})
     show(results)
     sys.stdout.write(f"written to {path}\n")
@@ -79,12 +79,13 @@ async def measure(options: ServeOptions) -> Rounds:
     tokens = prompt_tokens(options.targets.model, options.plan.longest)
     async with open_targets(options.targets, options.plan.longest) as targets:
         with make_progress() as progress:
-            return await _rounds(options, targets, tokens, progress)
+            return await run_rounds(options, targets, tokens, progress)
 
 
-async def _rounds(
+async def run_rounds(
     options: ServeOptions, targets: dict[str, Target], tokens: Sequence[int], progress: Progress
 ) -> Rounds:
+    """Warms the targets up and runs the plan on each of them in turn; every run that counts."""
     found: Rounds = {name: [] for name in targets}
     warmup = Plan(options.plan.requests[: options.warmups], max(1, options.warmups))
     for index in range(-1 if warmup.requests else 0, options.rounds):
@@ -99,7 +100,7 @@ async def _rounds(
     return found
 
 
-def _result(options: ServeOptions, runs: Sequence[Run]) -> Result:
+def result_of(options: ServeOptions, runs: Sequence[Run]) -> Result:
     """Medians over the rounds, and each round; completed and failed requests are added up, so that none is hidden."""
     rounds = [figures(run, options.slo) for run in runs]
     errors = sum((run.errors for run in runs), Counter[str]())

@@ -167,3 +167,16 @@ def test_growth_is_measured_in_one_run(tmp_path: pathlib.Path) -> None:
     assert [row["queued"] for row in report["schedulers"]] == [1, 20]
     assert all(row["frontend_us_per_token"] > 0 for row in report["streams"])
     assert len(report["exponents"]) == 7
+
+
+def test_the_crossover_is_searched_in_one_run(tmp_path: pathlib.Path) -> None:
+    """Every target at every rate and length, with prompts that no cache has, and who is better where."""
+    out = tmp_path / "found.json"
+    sizes = ("--lengths", "16,48", "--rates", "8,9", "--output-tokens", "3", "--requests", "2", "--rounds", "1")
+    done = bench("crossover", "--clusters", "split,colocated-64", *sizes, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert [(each["rate"], each["prompt_tokens"]) for each in report["points"]] == [(8, 16), (8, 48), (9, 16), (9, 48)]
+    for result in (result for point in report["points"] for result in point["results"].values()):
+        assert (result["completed"], result["failed"], result["total_cached_tokens"]) == (2, 0, 0)
+    assert len(report["crossovers"]) == 2 * 4
