@@ -52,6 +52,10 @@ def _serve(report: Report) -> Iterable[Chart]:
         statistics = ("median", "p95", "p99")
         bars = {name: tuple(row.get(f"{each}_{key}") for each in statistics) for name, row in results.items()}
         yield Bars(title, "ms", statistics, bars)
+    kinds = ("short", "long")
+    for key in ("median_ttft_ms", "p99_itl_ms"):
+        bars = {name: tuple(row.get(f"{kind}_{key}") for kind in kinds) for name, row in results.items()}
+        yield Bars(f"{_TITLES[key]}, by prompt", "ms", kinds, bars)
     bars = {name: (row.get("output_throughput"),) for name, row in results.items()}
     yield Bars("Output", "tokens/s", ("output tokens",), bars)
 

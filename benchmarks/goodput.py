@@ -20,7 +20,7 @@ from benchmarks.plan import Plan, make_plan, random_prompts
 from benchmarks.progress import make_progress
 from benchmarks.rate_search import RateSearch
 from benchmarks.report import show_rows, write_report
-from benchmarks.shapes import add_shapes, add_slo, describe_shapes, describe_slo, read_shapes, read_slo
+from benchmarks.shapes import add_shapes, add_slo, describe_shapes, describe_slo, long_from, read_shapes, read_slo
 from benchmarks.stats import Slo
 from benchmarks.summary import figures
 from benchmarks.targets import Target, add_targets, open_targets, prompt_tokens
@@ -96,7 +96,7 @@ class _Searches:
         task = self._progress.add_task(f"{name}: {title}", total=len(plan.requests))
         prompts = random_prompts(plan, self._tokens, f"goodput/{self._given.seed}/{number}/{name}")
         run = await self._targets[name].run(plan, prompts, partial(self._progress.advance, task))
-        return figures(run, read_slo(self._given))
+        return figures(run, read_slo(self._given), long_from(self._given))
 
     def _plan(self, rate: float, number: int, requests: int) -> Plan:
         seed = self._given.seed + 1000 * (number + 1)

@@ -42,6 +42,10 @@ ROWS = {
     "p99_itl_ms": "ITL p99, ms",
     "median_e2el_ms": "end to end median, ms",
     "p99_e2el_ms": "end to end p99, ms",
+    "short_median_ttft_ms": "  TTFT median of short requests, ms",
+    "short_p99_itl_ms": "  ITL p99 of short requests, ms",
+    "long_median_ttft_ms": "  TTFT median of long requests, ms",
+    "long_p99_itl_ms": "  ITL p99 of long requests, ms",
     **{f"median_{stage}_ms": f"  stage {stage} median, ms" for stage in STAGES},
     "median_ttft_overhead_ms": "TTFT beyond queue and prefill, ms",
     "slo_attainment": "SLO attainment",
@@ -102,7 +106,7 @@ async def run_rounds(
 
 def result_of(options: ServeOptions, runs: Sequence[Run]) -> Result:
     """Medians over the rounds, and each round; completed and failed requests are added up, so that none is hidden."""
-    rounds = [figures(run, options.slo) for run in runs]
+    rounds = [figures(run, options.slo, options.long_from) for run in runs]
     errors = sum((run.errors for run in runs), Counter[str]())
     totals = {name: sum(each[name] for each in rounds) for name in ("completed", "failed")}
     return {**medians(rounds), **totals, "errors": dict(errors), "rounds": rounds}

@@ -9,7 +9,7 @@ from benchmarks.arrivals import at_once, poisson_arrivals
 from benchmarks.flags import count, positive, whole
 from benchmarks.part_options import add_out
 from benchmarks.plan import Plan, Shape, make_plan, read_trace
-from benchmarks.shapes import add_shapes, add_slo, describe_shapes, describe_slo, read_shapes, read_slo
+from benchmarks.shapes import add_shapes, add_slo, describe_shapes, describe_slo, long_from, read_shapes, read_slo
 from benchmarks.span import Span
 from benchmarks.stats import Slo
 from benchmarks.targets import add_targets
@@ -20,7 +20,7 @@ DEFAULT_CONCURRENCY = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """What was asked for; `targets` holds the options of `add_targets`."""
+    """What was asked for; `targets` holds the options of `add_targets`, `long_from` is that of `shapes`."""
 
     targets: argparse.Namespace
     plan: Plan
@@ -30,6 +30,7 @@ class ServeOptions:
     slo: Slo
     out: pathlib.Path | None
     described: dict[str, object]
+    long_from: int = 0
 
 
 def parse_options(argv: Sequence[str]) -> ServeOptions:
@@ -49,6 +50,7 @@ def parse_options(argv: Sequence[str]) -> ServeOptions:
         slo=read_slo(given),
         out=given.out,
         described=_described(given, plan),
+        long_from=long_from(given) if _is_drawn(given) else 0,
     )
 
 
@@ -68,19 +70,23 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 def _described(given: argparse.Namespace, plan: Plan) -> dict[str, object]:
     """The workload as the report tells it, with vLLM's names where it has them."""
-    is_drawn = given.trace is None and given.workload is None
     return {
         "model_id": given.model,
         "num_prompts": len(plan.requests),
         "request_rate": given.rate,
         "max_concurrency": plan.concurrency,
-        **(describe_shapes(given) if is_drawn else {}),
+        **(describe_shapes(given) if _is_drawn(given) else {}),
         "trace": str(given.trace) if given.trace else None,
         "workload": given.workload,
         "seed": given.seed,
         "rounds": given.rounds,
         **describe_slo(given),
     }
+
+
+def _is_drawn(given: argparse.Namespace) -> bool:
+    """Whether lengths come of the options of `add_shapes`."""
+    return given.trace is None and given.workload is None
 
 
 def _parser() -> argparse.ArgumentParser:

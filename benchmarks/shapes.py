@@ -23,6 +23,11 @@ def read_shapes(given: argparse.Namespace) -> list[Shape]:
     return [usual, Shape(given.long_prompt_tokens, given.long_output_tokens, given.long_share)]
 
 
+def long_from(given: argparse.Namespace) -> int:
+    """The fewest tokens of a long prompt in a mixed load, which tell long requests from short ones; 0 in any other."""
+    return given.long_prompt_tokens.low if given.long_share else 0
+
+
 def add_slo(parser: argparse.ArgumentParser) -> None:
     """Targets for latencies."""
     add = parser.add_argument

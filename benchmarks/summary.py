@@ -35,13 +35,22 @@ class _MeanPrompt:
         self.prompt_tokens = statistics.fmean(timing.usage.prompt_tokens for timing in timings)
 
 
-def figures(run: Run, slo: Slo) -> dict[str, float]:
-    """Every figure of a run; latencies and throughputs are of completed requests, and missing where there is none."""
+def figures(run: Run, slo: Slo, long_from: int = 0) -> dict[str, float]:
+    """Every figure of a run; latencies and throughputs are of completed requests, and missing where there is none.
+
+    Args:
+        run: what came of the requests.
+        slo: targets for their latencies.
+        long_from: tokens of a prompt from which on a request counts as long; latencies are told of short and of long
+            ones, too. 0 tells none apart.
+    """
     failed = run.errors.total()
     completed = len(run.timings)
     found: dict[str, float] = {"completed": completed, "failed": failed, "duration": run.ended}
     if completed:
         found |= summarize(_MeanPrompt(run.timings), run.timings, run.ended) | _totals(run)
+    if long_from:
+        found |= _apart(run.timings, long_from)
     if slo != Slo():
         found["slo_attainment"] = attainment(slo, [latency(timing) for timing in run.timings], completed + failed)
         found["request_goodput"] = found["slo_attainment"] * (completed + failed) / run.ended
@@ -69,12 +78,26 @@ def summarize(workload: Asked, timings: Sequence[Timing], ended: float = 0.0) ->
         "output_throughput": sum(len(timing.tokens) for timing in timings) / duration,
         "prompt_throughput": len(timings) * workload.prompt_tokens / max(timing.tokens[0] for timing in timings),
     }
-    found |= distribution("ttft_ms", [_ttft(timing) * _MS for timing in timings])
-    found |= distribution("tpot_ms", [tpot for timing in timings if (tpot := _tpot_ms(timing)) is not None])
-    found |= distribution("itl_ms", [gap * _MS for timing in timings for gap in _gaps(timing)])
-    found |= distribution("e2el_ms", [(timing.tokens[-1] - timing.sent) * _MS for timing in timings])
+    found |= _latencies(timings)
     for stage in STAGES:
         found[f"median_{stage}_ms"] = statistics.median(_stage_ms(timing, stage) for timing in timings)
+    return found
+
+
+def _latencies(timings: Sequence[Timing]) -> dict[str, float]:
+    found = distribution("ttft_ms", [_ttft(timing) * _MS for timing in timings])
+    found |= distribution("tpot_ms", [tpot for timing in timings if (tpot := _tpot_ms(timing)) is not None])
+    found |= distribution("itl_ms", [gap * _MS for timing in timings for gap in _gaps(timing)])
+    return found | distribution("e2el_ms", [(timing.tokens[-1] - timing.sent) * _MS for timing in timings])
+
+
+def _apart(timings: Sequence[Timing], long_from: int) -> dict[str, float]:
+    """Latencies of short and of long requests under names of their own."""
+    found: dict[str, float] = {}
+    for name, is_long in (("short", False), ("long", True)):
+        chosen = [timing for timing in timings if (timing.usage.prompt_tokens >= long_from) is is_long]
+        found[f"{name}_completed"] = len(chosen)
+        found |= {f"{name}_{key}": value for key, value in _latencies(chosen).items()}
     return found
 
 

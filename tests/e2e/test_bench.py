@@ -84,6 +84,7 @@ def test_goodput_is_searched_on_a_mixed_load(tmp_path: pathlib.Path) -> None:
         assert [probe["request_rate"] for probe in result["probes"]] == [4.0, 8.0]
         assert all((probe["completed"], probe["failed"]) == (4, 0) for probe in result["probes"])
         assert all(probe["total_output_tokens"] == 3 * 4 + 2 for probe in result["probes"])
+        assert all((probe["short_completed"], probe["long_completed"]) == (3, 1) for probe in result["probes"])
 
 
 @pytest.mark.parametrize(

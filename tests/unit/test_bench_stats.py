@@ -110,6 +110,20 @@ def test_the_figures_of_a_run_are_what_their_names_say() -> None:
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
+def test_latencies_of_short_and_long_prompts_are_told_apart() -> None:
+    """Each under its name, from its own requests only; one at the border is long, and a kind without any has none."""
+    chat = Timing(0.0, (0.1, 0.2, 0.3), StageTimes(), Usage(99, 3, 0))
+    paper = Timing(0.0, (2.0, 2.5), StageTimes(), Usage(100, 2, 0))
+    found = figures(Run([chat, paper], ended=3.0), Slo(), long_from=100)
+    assert (found["short_completed"], found["long_completed"]) == (1, 1)
+    assert (found["short_p99_itl_ms"], found["long_p99_itl_ms"]) == pytest.approx((100.0, 500.0))
+    assert (found["short_median_ttft_ms"], found["long_median_ttft_ms"]) == pytest.approx((100.0, 2000.0))
+    only_short = figures(Run([chat], ended=3.0), Slo(), long_from=100)
+    assert only_short["long_completed"] == 0
+    assert "long_p99_itl_ms" not in only_short
+    assert not any(name.startswith("short") for name in figures(Run([chat], ended=3.0), Slo()))
+
+
 def test_the_longest_gap_of_a_request_counts() -> None:
     """One pause among many quick tokens is what a strict ITL target is for."""
     timing = Timing(1.0, (1.5, 1.6, 2.0, 2.0, 2.1), StageTimes())
