@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 import grpc
 
 from benchmarks.plan import ordinary_tokens, random_prompt
+from services.cli.secure import use_variables
 from services.common.checkpoint import read_model_facts, resolve_checkpoint
 from services.common.config import ConfigError
 from services.common.rpc.channel import open_channel
@@ -69,10 +70,11 @@ async def running_worker(options: argparse.Namespace) -> AsyncGenerator[RunningW
     """Connects to the worker at `options.address`; prompts are drawn from the vocabulary of `options.model`.
 
     Raises:
-        ConfigError: there is no such checkpoint.
+        ConfigError: there is no such checkpoint, or a file that secures is wrong.
         BatonError: the worker cannot be asked.
     """
     facts = read_model_facts(resolve_checkpoint(options.model))
+    use_variables()
     channel = open_channel(options.address)
     try:
         info, _ = await WorkerClient(channel, f"the worker at {options.address}").describe()

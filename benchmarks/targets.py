@@ -12,6 +12,7 @@ from benchmarks.load import Load, Run
 from benchmarks.peers.options import add_folder, peers
 from benchmarks.peers.peer_process import running_peer
 from benchmarks.plan import Plan, ordinary_tokens
+from services.cli.secure import use_variables
 from services.common.checkpoint import read_model_facts, resolve_checkpoint
 from services.common.config import ConfigError
 
@@ -53,11 +54,12 @@ async def open_targets(given: argparse.Namespace, longest: int) -> AsyncGenerato
     """What the options name, ready to be asked for requests of up to `longest` tokens.
 
     Raises:
-        ConfigError: there is no such checkpoint, or a peer could not be started.
+        ConfigError: there is no such checkpoint, a peer could not be started, or a file that secures is wrong.
         ClusterFailed: a local cluster did not become ready.
     """
     async with contextlib.AsyncExitStack() as stack:
         if given.address:
+            use_variables()  # local clusters are in plaintext
             addresses = {"frontend": given.address}
         else:
             checkpoint = resolve_checkpoint(given.model)

@@ -36,6 +36,8 @@ def run_up(context: typer.Context) -> None:
 @app.command(name="bench", **_PASS_ON)
 def run_bench(context: typer.Context) -> None:
     """Measure a cluster, one tier or the handoff; see `baton bench --help`."""
+    if context.parent is not None:
+        os.environ.update(secure.as_variables(context.parent.params))
     _become("benchmarks", context.args)
 
 

@@ -122,6 +122,9 @@ async def test_a_deployment_with_mutual_tls_and_tokens(tmp_path: Path) -> None:
         shown = await baton(as_peer, "status", "--directory", cluster.address("kvtransfer"))
         assert shown.count("ready") == 2
         assert "serving" in await baton(mine, "health", cluster.address("decode-0"))
+        size = ("--requests", "1", "--rounds", "1", "--prompt-tokens", "8", "--output-tokens", "2")
+        measured = ("--model", str(checkpoint), *size, "--out", str(tmp_path / "found.json"))
+        assert "ITL" in await baton(as_client, "bench", "--address", cluster.address("frontend-0"), *measured)
         use_client_security(new_client_security(as_peer))
         await cluster.workers_at_rest()
     for log in (tmp_path / "logs").iterdir():

@@ -1,12 +1,15 @@
 """The `baton` command itself."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from services.cli import main
+from services.cli import main, secure
+from services.common.rpc.security import ClientSecurity, client_security, use_client_security
+from tests.harness.certificates import TOKEN, Authority, token_file
 
 SUBPROCESS_TIMEOUT_S = 60
 
@@ -86,3 +89,25 @@ def test_a_worker_without_torch_says_what_to_install(
         main._become("services.prefill", [])
     assert caught.value.code == 2
     assert "baton[engine]" in capsys.readouterr().err
+
+
+def test_bench_shows_who_asks(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """Options before `bench` reach the process that measures, which shows to an address what they say."""
+    authority = Authority(tmp_path)
+    mine = authority.issue()
+    tokens = token_file(tmp_path / "tokens", TOKEN)
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "execv", lambda program, argv: became.append(argv))
+    before = client_security()
+    try:
+        options = ["--tls-ca", mine.ca, "--tls-cert", mine.cert, "--tls-key", mine.key, "--token-file", tokens]
+        main.app([*options, "bench", "--address", "there:1"], standalone_mode=False)
+        use_client_security(ClientSecurity())
+        secure.use_variables()
+        shown = client_security()
+    finally:
+        use_client_security(before)
+    assert became[0][1:] == ["-m", "benchmarks", "--address", "there:1"]
+    assert shown.tls is not None
+    assert shown.tokens is not None
