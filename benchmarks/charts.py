@@ -91,6 +91,9 @@ def _decode(report: Report) -> Iterable[Chart]:
         ("context", "bandwidth_share"),
         "batch",
     )
+    yield _sweep(
+        "Share of the limit that binds", "requests in a step", "share", rows, ("batch", "limit_share"), "context"
+    )
 
 
 def _prefill(report: Report) -> Iterable[Chart]:

@@ -1,7 +1,8 @@
-"""Measures decode steps of the engine alone: time per output token by batch and context, against memory bandwidth.
+"""Measures decode steps of the engine alone: time per output token by batch and context, against the machine's limits.
 
-A step reads every weight once and the KV of every request; the share is how fast it did, against how fast the same
-number of bytes is read by a plain sum in the same run.
+A step reads every weight once and the KV of every request, and takes two operations for each weight of a matrix and
+each request, and attention. The shares are how fast it read and computed, against a plain sum of as many bytes and one
+large matrix product in the same run; no step can be faster than either allows, so that the larger share counts.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks.case import Case, sweep
 from benchmarks.engine_case import EngineCase, one_sample
-from benchmarks.limits import read_bandwidth
+from benchmarks.limits import gemm_flops, read_bandwidth
 from benchmarks.part import Found
 from benchmarks.progress import tracked
 from benchmarks.stats import medians
@@ -47,6 +48,8 @@ def _row(engine: EngineCase, case: Case, steps: int) -> dict[str, float]:
     mean_context = case.tokens + WARM_STEPS + steps / 2
     step_bytes = round(engine.weight_bytes + case.batch * mean_context * token_bytes)
     limit = read_bandwidth(step_bytes, engine.device)
+    flops = step_flops(engine, case.batch, mean_context) / tpot
+    gemm = gemm_flops(engine.dtype, engine.device)
     return {
         "batch": case.batch,
         "context": case.tokens,
@@ -56,7 +59,18 @@ def _row(engine: EngineCase, case: Case, steps: int) -> dict[str, float]:
         "read_gb_per_s": step_bytes / tpot / 1e9,
         "limit_gb_per_s": limit / 1e9,
         "bandwidth_share": step_bytes / tpot / limit,
+        "gflop_per_s": flops / 1e9,
+        "gemm_gflop_per_s": gemm / 1e9,
+        "gemm_share": flops / gemm,
+        "limit_share": max(step_bytes / tpot / limit, flops / gemm),
     }
+
+
+def step_flops(engine: EngineCase, batch: int, context: float) -> float:
+    """Operations that a step needs at least, for so many requests with so many tokens in KV each."""
+    layout = engine.engine.layout
+    attention = 4.0 * layout.num_layers * engine.num_heads * layout.head_dim * context
+    return batch * (2.0 * (engine.weights.matrices + engine.weights.head) + attention)
 
 
 def _step_s(engine: EngineCase, case: Case, steps: int) -> float:

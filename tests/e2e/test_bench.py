@@ -92,7 +92,7 @@ def test_goodput_is_searched_on_a_mixed_load(tmp_path: pathlib.Path) -> None:
     [
         (
             ("decode", "--batches", "1,2", "--contexts", "32", "--steps", "2", "--rounds", "1"),
-            {"median_tpot_ms", "output_throughput", "bandwidth_share"},
+            {"median_tpot_ms", "output_throughput", "bandwidth_share", "gemm_share", "limit_share"},
         ),
         (
             ("prefill", "--lengths", "48", "--batches", "1,3", "--step-tokens", "32", "--rounds", "1"),

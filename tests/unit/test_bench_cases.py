@@ -1,12 +1,15 @@
 """What benchmarks of the engine and the handoff assume: weights, pieces of prompts, sizes of fetches, a raw socket."""
 
 import argparse
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.case import Case
+from benchmarks.decode_engine import step_flops
 from benchmarks.flags import byte_counts, count, counts, positive
 from benchmarks.prefill_engine import chunks
 from benchmarks.raw_socket import RawClient, RawServer
@@ -28,6 +31,14 @@ def test_weights_are_counted_in_a_real_checkpoint() -> None:
     assert count_weights(resolve_checkpoint("demo"), 2048) == WeightCounts(
         matrices=4 * (attention + 3 * 256 * 512), head=2048 * 256
     )
+
+
+def test_operations_of_a_step_are_counted() -> None:
+    """Hand-computed: two requests; per weight two operations, and four per layer, head, dimension and token in KV."""
+    layout = SimpleNamespace(num_layers=3, head_dim=8)
+    weights = WeightCounts(matrices=1000, head=100)
+    engine: Any = SimpleNamespace(engine=SimpleNamespace(layout=layout), weights=weights, num_heads=4)
+    assert step_flops(engine, 2, 10.5) == 2 * (2 * 1100 + 4 * 3 * 4 * 8 * 10.5)
 
 
 @given(st.integers(1, 6), st.integers(1, 50), st.integers(1, 60))
