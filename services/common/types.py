@@ -205,7 +205,8 @@ class DecodeSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeEvent:
-    """New tokens of a request; `summary` comes with the last event."""
+    """New tokens of a request; `summary` comes with the last event, and how many tokens came over a watch instead."""
 
     choices: tuple[ChoiceTokens, ...] = ()
     summary: DecodeSummary | None = None
+    watched_tokens: int = 0

@@ -1,5 +1,7 @@
 """Translates between `decode.proto` and the plain types."""
 
+from collections.abc import Mapping, Sequence
+
 from baton.v1 import decode_pb2 as pb
 
 from services.common.convert import (
@@ -15,8 +17,9 @@ from services.common.convert import (
     usage_to_proto,
 )
 from services.common.errors import FieldViolation, InvalidRequest
-from services.common.types import DecodeEvent, DecodeSummary, Handoff, WorkRequest
+from services.common.types import ChoiceTokens, DecodeEvent, DecodeSummary, Handoff, WorkRequest
 from services.common.validation import id_violations
+from services.decode.place import Place
 
 _HANDOFF_FIELDS = ("ticket_id", "worker_id", "incarnation", "address")
 
@@ -39,8 +42,8 @@ def request_from_proto(message: pb.DecodeRequest, deadline: float) -> WorkReques
     )
 
 
-def request_to_proto(request: WorkRequest) -> pb.DecodeRequest:
-    """A request to continue; the deadline travels with the call."""
+def request_to_proto(request: WorkRequest, place: Place | None = None) -> pb.DecodeRequest:
+    """A request to continue, and where its tokens go; the deadline travels with the call."""
     handoff = request.handoff
     return pb.DecodeRequest(
         request_id=request.request_id,
@@ -50,6 +53,8 @@ def request_to_proto(request: WorkRequest) -> pb.DecodeRequest:
         priority=priority_to_proto(request.priority),
         handoff=None if handoff is None else pb.Handoff(**{n: getattr(handoff, n) for n in _HANDOFF_FIELDS}),
         emitted=[pb.EmittedTokens(choice_index=choice, token_ids=ids) for choice, ids in request.emitted.items()],
+        watch_id="" if place is None else place.watch_id,
+        watch_key=0 if place is None else place.key,
     )
 
 
@@ -58,6 +63,7 @@ def event_from_proto(message: pb.DecodeResponse) -> DecodeEvent:
     return DecodeEvent(
         choices=tuple(choice_from_proto(choice) for choice in message.choices),
         summary=_summary_from_proto(message.summary) if message.HasField("summary") else None,
+        watched_tokens=message.watched_tokens,
     )
 
 
@@ -66,6 +72,22 @@ def event_to_proto(event: DecodeEvent) -> pb.DecodeResponse:
     return pb.DecodeResponse(
         choices=[choice_to_proto(choice) for choice in event.choices],
         summary=None if event.summary is None else _summary_to_proto(event.summary),
+        watched_tokens=event.watched_tokens,
+    )
+
+
+def watched_from_proto(message: pb.WatchTokensResponse) -> list[tuple[int, tuple[ChoiceTokens, ...]]]:
+    """New tokens by request."""
+    return [(part.watch_key, tuple(choice_from_proto(choice) for choice in part.choices)) for part in message.requests]
+
+
+def watched_to_proto(tokens: Mapping[int, Sequence[ChoiceTokens]]) -> pb.WatchTokensResponse:
+    """New tokens by request."""
+    return pb.WatchTokensResponse(
+        requests=[
+            pb.WatchedTokens(watch_key=key, choices=[choice_to_proto(choice) for choice in choices])
+            for key, choices in tokens.items()
+        ]
     )
 
 

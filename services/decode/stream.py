@@ -1,7 +1,9 @@
 """A request's output on its way from the engine to whoever reads it: coalesced, bounded, with one reader."""
 
 import asyncio
+from collections.abc import Callable
 
+from services.common.choices import join_choices
 from services.common.errors import BatonError, Overloaded
 from services.common.types import ChoiceTokens
 from services.decode.messages import Progress
@@ -11,13 +13,16 @@ class TokenStream:
     """Collects new tokens until the reader comes back for them.
 
     A reader that is slower than the engine gets several tokens at once; one that leaves more than `max_tokens` unread
-    ends the request with `Overloaded`. Everything here runs on the event loop.
+    ends the request with `Overloaded`. All tokens but the last may be diverted to somebody else, who reads them in the
+    reader's place. Everything here runs on the event loop.
     """
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._pending: list[ChoiceTokens] = []
         self._num_pending = 0
+        self._divert: Callable[[tuple[ChoiceTokens, ...]], bool] | None = None
+        self.num_tokens = self.diverted_tokens = 0
         self.error: BatonError | None = None
         self._wake = asyncio.Event()
         self.progress: Progress | None = None
@@ -27,12 +32,20 @@ class TokenStream:
         """True once the last tokens or an error came; unread tokens may be left."""
         return self.progress is not None or self.error is not None
 
+    def divert(self, put: Callable[[tuple[ChoiceTokens, ...]], bool]) -> None:
+        """Gives all tokens but the last to `put`, which says False where it cannot hold them."""
+        self._divert = put
+
     def put(self, choices: tuple[ChoiceTokens, ...], progress: Progress | None) -> bool:
         """Adds tokens; False where the reader is too slow and the stream has ended with an error instead."""
-        self._num_pending += sum(len(choice.tokens) for choice in choices)
+        num_tokens = sum(len(choice.tokens) for choice in choices)
+        self.num_tokens += num_tokens
+        if self._divert is not None and progress is None:
+            self.diverted_tokens += num_tokens
+            return self._divert(choices) or self._overflow()
+        self._num_pending += num_tokens
         if self._num_pending > self._max_tokens:
-            self.fail(Overloaded(f"{self._max_tokens} tokens are unread; read the stream faster"))
-            return False
+            return self._overflow()
         self._pending.extend(choices)
         self.progress = progress
         self._wake.set()
@@ -56,13 +69,8 @@ class TokenStream:
         if self.error is not None:
             raise self.error
         pending, self._pending, self._num_pending = self._pending, [], 0
-        return _join(pending)
+        return join_choices(pending)
 
-
-def _join(pending: list[ChoiceTokens]) -> tuple[ChoiceTokens, ...]:
-    joined: dict[int, ChoiceTokens] = {}
-    for part in pending:
-        before = joined.get(part.choice)
-        tokens = (*before.tokens, *part.tokens) if before else part.tokens
-        joined[part.choice] = ChoiceTokens(part.choice, tokens, part.finish)
-    return tuple(joined.values())
+    def _overflow(self) -> bool:
+        self.fail(Overloaded(f"{self._max_tokens} tokens are unread; read the stream faster"))
+        return False

@@ -20,10 +20,12 @@ from services.common.types import DecodeEvent, Handoff, Load, Usage, WorkerInfo,
 from services.decode.admission import DecodeLimits, check_fit
 from services.decode.live import LiveRequest, goes_on, oldest_handoff_ms
 from services.decode.messages import Command, Drop, Emitted, Event, Failed, Join, Progress, Report, Reserved, Submit
+from services.decode.place import Place
 from services.decode.scheduler import DecodeScheduler
 from services.decode.step_loop import DecodeStepLoop
 from services.decode.stream import TokenStream
 from services.decode.summary import summarize
+from services.decode.token_watch import TokenWatches
 from services.engine.blocks import BlockPool
 from services.worker.drain import Drain
 from services.worker.engine_host import EngineHost
@@ -60,6 +62,7 @@ class DecodeWorker:
         self._keys = itertools.count(1)
         self._live: dict[int, LiveRequest] = {}
         self._drain = Drain(info.worker_id)
+        self.watches = TokenWatches(limits.max_unread_tokens)
         pool = BlockPool(engine.limits.num_blocks, engine.layout.block_size, prefix_caching=limits.prefix_caching)
         scheduler = DecodeScheduler(
             pool, max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens
@@ -77,26 +80,25 @@ class DecodeWorker:
         """Starts the engine thread."""
         self._engine_host.start()
 
-    async def decode(self, request: WorkRequest) -> AsyncGenerator[DecodeEvent]:
-        """Streams all tokens of a request, the first one included; the last event has the summary.
+    async def decode(self, request: WorkRequest, place: Place | None = None) -> AsyncGenerator[DecodeEvent]:
+        """Streams all tokens of a request, those excepted that go to its place; the last event has the summary.
 
         Raises:
             BatonError: typed by cause; nothing of the request is left behind.
         Cancel: close the iterator; the request stops within one step and its blocks are free again.
         """
         live = self._admit(request)
-        completion_tokens = 0
         try:
-            live.seat = await live.in_time(self._seats.take(live.priority, live.num_choices))
-            fetched = await live.in_time(self._begin(live))
-            summary = None
-            while summary is None:
-                choices = await live.in_time(live.stream.take())
-                completion_tokens += sum(len(choice.tokens) for choice in choices)
-                if live.stream.progress is not None:
-                    usage = Usage(len(request.token_ids), completion_tokens)
-                    summary = summarize(usage, live.stream.progress, fetched, self._info.worker_id)
-                yield DecodeEvent(choices=choices, summary=summary)
+            with self.watches.joined(place, live.stream):
+                live.seat = await live.in_time(self._seats.take(live.priority, live.num_choices))
+                fetched = await live.in_time(self._begin(live))
+                summary = None
+                while summary is None:
+                    choices = await live.in_time(live.stream.take())
+                    if live.stream.progress is not None:
+                        usage = Usage(len(request.token_ids), live.stream.num_tokens)
+                        summary = summarize(usage, live.stream.progress, fetched, self._info.worker_id)
+                    yield DecodeEvent(choices=choices, summary=summary, watched_tokens=live.stream.diverted_tokens)
         finally:
             self._retire(live)
 
@@ -136,6 +138,7 @@ class DecodeWorker:
             "moved_requests": self._drain.moved,
             **{f"engine_{name}": value for name, value in self._engine.stats().items()},
             **self._engine_host.stats(),
+            **self.watches.stats(),
             **{f"sink_{name}": value for name, value in self._sink.stats().items()},
         }
 
@@ -154,6 +157,7 @@ class DecodeWorker:
         self._drain.close()
         self.changes.close()
         self._fail_all(self._drain.error())
+        self.watches.close_all(self._drain.error())
         await self._sink.close()
         await self._engine_host.close()
 
@@ -188,14 +192,8 @@ class DecodeWorker:
         except BaseException:
             self._sink.give_back(handoff)
             raise
-        fetched = await self._sink.fetch(
-            handoff,
-            request.request_id,
-            reserved.block_ids,
-            reserved.start_token,
-            len(request.token_ids),
-            request.deadline,
-        )
+        where = (reserved.block_ids, reserved.start_token, len(request.token_ids))
+        fetched = await self._sink.fetch(handoff, request.request_id, *where, request.deadline)
         self.handoff_times.add(max(1, len(request.token_ids) - reserved.start_token), fetched.handoff_ns)
         live.has_kv = True
         going_on = goes_on(fetched.first_tokens)

@@ -201,6 +201,9 @@ class ScriptedWorker(
             await self.script.end.wait()
             yield decode_pb2.DecodeResponse(summary=self._summary(request))
 
+    async def WatchTokens(self, request: Any, context: Context) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "tokens come over their requests' own calls")
+
     async def Release(self, request: Any, context: Context) -> kv_transfer_pb2.ReleaseResponse:
         self.released.append(request.ticket_id)
         self.was_released.set()

@@ -142,6 +142,7 @@ async def test_both_legs_get_the_clients_deadline() -> None:
         async with contextlib.aclosing(outputs):
             await within(anext(outputs))
             for worker in running.workers:
+                await within(worker.asked.wait())
                 assert 17.0 < worker.remaining_s[0] < 47.5
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"U\n\x07Handoff\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"8\n\rEmittedTokens\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\xea\x01\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x04 \x01(\t\x12\"\n\x07handoff\x18\x05 \x01(\x0b\x32\x11.baton.v1.Handoff\x12(\n\x07\x65mitted\x18\x06 \x03(\x0b\x32\x17.baton.v1.EmittedTokens\x12$\n\x08priority\x18\x07 \x01(\x0e\x32\x12.baton.v1.Priority\"\xaf\x01\n\rDecodeSummary\x12\x1e\n\x05usage\x18\x01 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x06stages\x18\x02 \x01(\x0b\x32\x14.baton.v1.StageTimes\x12\x18\n\x10prefilled_tokens\x18\x03 \x01(\x05\x12\x13\n\x0bpreemptions\x18\x04 \x01(\x05\x12\x16\n\x0ereceived_bytes\x18\x05 \x01(\x03\x12\x11\n\tworker_id\x18\x06 \x01(\t\"c\n\x0e\x44\x65\x63odeResponse\x12\'\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x16.baton.v1.ChoiceTokens\x12(\n\x07summary\x18\x02 \x01(\x0b\x32\x17.baton.v1.DecodeSummary2N\n\rDecodeService\x12=\n\x06\x44\x65\x63ode\x12\x17.baton.v1.DecodeRequest\x1a\x18.baton.v1.DecodeResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x14\x62\x61ton/v1/types.proto\"U\n\x07Handoff\x12\x11\n\tticket_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\"8\n\rEmittedTokens\x12\x14\n\x0c\x63hoice_index\x18\x01 \x01(\x05\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\x8f\x02\n\rDecodeRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\x12\n\ncache_salt\x18\x04 \x01(\t\x12\"\n\x07handoff\x18\x05 \x01(\x0b\x32\x11.baton.v1.Handoff\x12(\n\x07\x65mitted\x18\x06 \x03(\x0b\x32\x17.baton.v1.EmittedTokens\x12$\n\x08priority\x18\x07 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x10\n\x08watch_id\x18\x08 \x01(\t\x12\x11\n\twatch_key\x18\t \x01(\x04\"\xaf\x01\n\rDecodeSummary\x12\x1e\n\x05usage\x18\x01 \x01(\x0b\x32\x0f.baton.v1.Usage\x12$\n\x06stages\x18\x02 \x01(\x0b\x32\x14.baton.v1.StageTimes\x12\x18\n\x10prefilled_tokens\x18\x03 \x01(\x05\x12\x13\n\x0bpreemptions\x18\x04 \x01(\x05\x12\x16\n\x0ereceived_bytes\x18\x05 \x01(\x03\x12\x11\n\tworker_id\x18\x06 \x01(\t\"{\n\x0e\x44\x65\x63odeResponse\x12\'\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x16.baton.v1.ChoiceTokens\x12(\n\x07summary\x18\x02 \x01(\x0b\x32\x17.baton.v1.DecodeSummary\x12\x16\n\x0ewatched_tokens\x18\x03 \x01(\x03\"&\n\x12WatchTokensRequest\x12\x10\n\x08watch_id\x18\x01 \x01(\t\"K\n\rWatchedTokens\x12\x11\n\twatch_key\x18\x01 \x01(\x04\x12\'\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x16.baton.v1.ChoiceTokens\"@\n\x13WatchTokensResponse\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.baton.v1.WatchedTokens2\x9c\x01\n\rDecodeService\x12=\n\x06\x44\x65\x63ode\x12\x17.baton.v1.DecodeRequest\x1a\x18.baton.v1.DecodeResponse0\x01\x12L\n\x0bWatchTokens\x12\x1c.baton.v1.WatchTokensRequest\x1a\x1d.baton.v1.WatchTokensResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMITTEDTOKENS']._serialized_start=144
   _globals['_EMITTEDTOKENS']._serialized_end=200
   _globals['_DECODEREQUEST']._serialized_start=203
-  _globals['_DECODEREQUEST']._serialized_end=437
-  _globals['_DECODESUMMARY']._serialized_start=440
-  _globals['_DECODESUMMARY']._serialized_end=615
-  _globals['_DECODERESPONSE']._serialized_start=617
-  _globals['_DECODERESPONSE']._serialized_end=716
-  _globals['_DECODESERVICE']._serialized_start=718
-  _globals['_DECODESERVICE']._serialized_end=796
+  _globals['_DECODEREQUEST']._serialized_end=474
+  _globals['_DECODESUMMARY']._serialized_start=477
+  _globals['_DECODESUMMARY']._serialized_end=652
+  _globals['_DECODERESPONSE']._serialized_start=654
+  _globals['_DECODERESPONSE']._serialized_end=777
+  _globals['_WATCHTOKENSREQUEST']._serialized_start=779
+  _globals['_WATCHTOKENSREQUEST']._serialized_end=817
+  _globals['_WATCHEDTOKENS']._serialized_start=819
+  _globals['_WATCHEDTOKENS']._serialized_end=894
+  _globals['_WATCHTOKENSRESPONSE']._serialized_start=896
+  _globals['_WATCHTOKENSRESPONSE']._serialized_end=960
+  _globals['_DECODESERVICE']._serialized_start=963
+  _globals['_DECODESERVICE']._serialized_end=1119
 # @@protoc_insertion_point(module_scope)

@@ -94,12 +94,18 @@ class DecodeRequest(_message.Message):
     HANDOFF_FIELD_NUMBER: _builtins.int
     EMITTED_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    WATCH_ID_FIELD_NUMBER: _builtins.int
+    WATCH_KEY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id."""
     cache_salt: _builtins.str
     """Separates prefix caches."""
     priority: _types_pb2.Priority.ValueType
     """Class of the request wherever it queues."""
+    watch_id: _builtins.str
+    """Open watch over which all tokens but the last come; empty: they come over this call."""
+    watch_key: _builtins.int
+    """What the tokens of this request bear there; no other request of the watch may have it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt's vocabulary indices."""
@@ -128,10 +134,12 @@ class DecodeRequest(_message.Message):
         handoff: Global___Handoff | None = ...,
         emitted: _abc.Iterable[Global___EmittedTokens] | None = ...,
         priority: _types_pb2.Priority.ValueType = ...,
+        watch_id: _builtins.str = ...,
+        watch_key: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["handoff", b"handoff", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "emitted", b"emitted", "handoff", b"handoff", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "emitted", b"emitted", "handoff", b"handoff", "priority", b"priority", "request_id", b"request_id", "sampling", b"sampling", "token_ids", b"token_ids", "watch_id", b"watch_id", "watch_key", b"watch_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -191,6 +199,9 @@ class DecodeResponse(_message.Message):
 
     CHOICES_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    WATCHED_TOKENS_FIELD_NUMBER: _builtins.int
+    watched_tokens: _builtins.int
+    """In the last message: tokens that came over the watch, or are on their way there."""
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ChoiceTokens]:
         """New tokens by choice."""
@@ -204,11 +215,86 @@ class DecodeResponse(_message.Message):
         *,
         choices: _abc.Iterable[_types_pb2.ChoiceTokens] | None = ...,
         summary: Global___DecodeSummary | None = ...,
+        watched_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "summary", b"summary", "watched_tokens", b"watched_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecodeResponse: _TypeAlias = DecodeResponse  # noqa: Y015
+
+@_typing.final
+class WatchTokensRequest(_message.Message):
+    """Opens a watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WATCH_ID_FIELD_NUMBER: _builtins.int
+    watch_id: _builtins.str
+    """Made up by the caller for this watch; must be hard to guess, for whoever knows it can have tokens sent there."""
+    def __init__(
+        self,
+        *,
+        watch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["watch_id", b"watch_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTokensRequest: _TypeAlias = WatchTokensRequest  # noqa: Y015
+
+@_typing.final
+class WatchedTokens(_message.Message):
+    """New tokens of one request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WATCH_KEY_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    watch_key: _builtins.int
+    """The key that the request came with."""
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ChoiceTokens]:
+        """New tokens by choice."""
+
+    def __init__(
+        self,
+        *,
+        watch_key: _builtins.int = ...,
+        choices: _abc.Iterable[_types_pb2.ChoiceTokens] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "watch_key", b"watch_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchedTokens: _TypeAlias = WatchedTokens  # noqa: Y015
+
+@_typing.final
+class WatchTokensResponse(_message.Message):
+    """What is new since the last message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchedTokens]:
+        """By request."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___WatchedTokens] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTokensResponse: _TypeAlias = WatchTokensResponse  # noqa: Y015

@@ -40,6 +40,11 @@ class DecodeServiceStub:
                 request_serializer=baton_dot_v1_dot_decode__pb2.DecodeRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_decode__pb2.DecodeResponse.FromString,
                 _registered_method=True)
+        self.WatchTokens = channel.unary_stream(
+                '/baton.v1.DecodeService/WatchTokens',
+                request_serializer=baton_dot_v1_dot_decode__pb2.WatchTokensRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_decode__pb2.WatchTokensResponse.FromString,
+                _registered_method=True)
 
 
 class DecodeServiceServicer:
@@ -54,6 +59,14 @@ class DecodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchTokens(self, request, context):
+        """Streams the new tokens of all requests that name the watch, those of one step in one message. The first message is
+        empty: from then on requests may name the watch. Where it ends, the requests on it end, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DecodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +74,11 @@ def add_DecodeServiceServicer_to_server(servicer, server):
                     servicer.Decode,
                     request_deserializer=baton_dot_v1_dot_decode__pb2.DecodeRequest.FromString,
                     response_serializer=baton_dot_v1_dot_decode__pb2.DecodeResponse.SerializeToString,
+            ),
+            'WatchTokens': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTokens,
+                    request_deserializer=baton_dot_v1_dot_decode__pb2.WatchTokensRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_decode__pb2.WatchTokensResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +109,33 @@ class DecodeService:
             '/baton.v1.DecodeService/Decode',
             baton_dot_v1_dot_decode__pb2.DecodeRequest.SerializeToString,
             baton_dot_v1_dot_decode__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.v1.DecodeService/WatchTokens',
+            baton_dot_v1_dot_decode__pb2.WatchTokensRequest.SerializeToString,
+            baton_dot_v1_dot_decode__pb2.WatchTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class DecodeServiceStub:
     """Streams all tokens of a request, the first one included. With a handoff the prompt's KV is fetched from the prefill
     worker, without one this worker runs the prompt itself. Cancelling the call stops it within one step.
     """
+    WatchTokens: _grpc.UnaryStreamMultiCallable[_decode_pb2.WatchTokensRequest, _decode_pb2.WatchTokensResponse]
+    """Streams the new tokens of all requests that name the watch, those of one step in one message. The first message is
+    empty: from then on requests may name the watch. Where it ends, the requests on it end, too.
+    """
 
 @_typing.type_check_only
 class DecodeServiceAsyncStub(DecodeServiceStub):
@@ -46,6 +50,10 @@ class DecodeServiceAsyncStub(DecodeServiceStub):
     Decode: _aio.UnaryStreamMultiCallable[_decode_pb2.DecodeRequest, _decode_pb2.DecodeResponse]  # type: ignore[assignment]
     """Streams all tokens of a request, the first one included. With a handoff the prompt's KV is fetched from the prefill
     worker, without one this worker runs the prompt itself. Cancelling the call stops it within one step.
+    """
+    WatchTokens: _aio.UnaryStreamMultiCallable[_decode_pb2.WatchTokensRequest, _decode_pb2.WatchTokensResponse]  # type: ignore[assignment]
+    """Streams the new tokens of all requests that name the watch, those of one step in one message. The first message is
+    empty: from then on requests may name the watch. Where it ends, the requests on it end, too.
     """
 
 class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -59,6 +67,16 @@ class DecodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_decode_pb2.DecodeResponse], _abc.AsyncIterator[_decode_pb2.DecodeResponse]]:
         """Streams all tokens of a request, the first one included. With a handoff the prompt's KV is fetched from the prefill
         worker, without one this worker runs the prompt itself. Cancelling the call stops it within one step.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTokens(
+        self,
+        request: _decode_pb2.WatchTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_decode_pb2.WatchTokensResponse], _abc.AsyncIterator[_decode_pb2.WatchTokensResponse]]:
+        """Streams the new tokens of all requests that name the watch, those of one step in one message. The first message is
+        empty: from then on requests may name the watch. Where it ends, the requests on it end, too.
         """
 
 def add_DecodeServiceServicer_to_server(servicer: DecodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -30,6 +30,7 @@ _HELD = ("blocks_held", "live_requests", "source_tickets", "source_fetches_waiti
 _RUNNING = ("running_requests", "waiting_requests", "rpcs_in_flight", "tokenizer_calls")
 PROMPT = list(range(3, 21))
 TOKENS = 12
+FRONTENDS = 2
 
 
 @dataclass
@@ -98,10 +99,14 @@ class Deployment:
         return {name: held for name, held in left.items() if held}
 
     def calls(self) -> list[int]:
-        """Calls that run now, by worker, without those whose channels are open on both sides."""
-        channels = [worker.tier.load().channels for worker in self.workers]
-        running = [worker.server.stats()["rpcs_in_flight"] for worker in self.workers]
-        return [running[0] - sum(channels[1:]), *running[1:]]
+        """Calls that run now, by worker, without open channels and the watches of tokens that the frontends keep."""
+        loads = [worker.tier.load() for worker in self.workers]
+        watches = [load.counters.get("token_watches", 0) for load in loads]
+        kept = [min(count, FRONTENDS) for count in watches]
+        running = [
+            worker.server.stats()["rpcs_in_flight"] - count for worker, count in zip(self.workers, kept, strict=True)
+        ]
+        return [running[0] - sum(load.channels for load in loads[1:]), *running[1:]]
 
 
 @contextlib.contextmanager

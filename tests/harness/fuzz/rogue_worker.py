@@ -24,6 +24,7 @@ from tests.harness.scripted_workers import Script, ScriptedWorker
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _PREFILL = prefill_pb2.PrefillRequest.FromString
+_WATCH = decode_pb2.WatchTokensRequest.FromString
 _DECODE = decode_pb2.DecodeRequest.FromString
 _DETAILS = "grpc-status-details-bin"
 
@@ -69,6 +70,7 @@ class RogueWorker:
         self._seed = seed
         self.lies = lies
         self._numbers = itertools.count()
+        self._watches: dict[str, asyncio.Queue[bytes]] = {}
         self._good = ScriptedWorker(tier, Script(tokens), worker_id=f"{tier.value}-{'liar' if lies else 0}")
         self._state = WorkerServicer(self._good, self._good._changes)
         self._server = grpc.aio.server()
@@ -77,7 +79,11 @@ class RogueWorker:
         """Listens."""
         self._good.address = self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._serve("PrefillService", Prefill=grpc.unary_unary_rpc_method_handler(self._prefill, _PREFILL))
-        self._serve("DecodeService", Decode=grpc.unary_stream_rpc_method_handler(self._answer, _DECODE))
+        self._serve(
+            "DecodeService",
+            Decode=grpc.unary_stream_rpc_method_handler(self._decode, _DECODE),
+            WatchTokens=grpc.unary_stream_rpc_method_handler(self._watch_tokens, _WATCH),
+        )
         self._serve("KvTransferService", Release=grpc.unary_unary_rpc_method_handler(self._release))
         if self.lies:
             describe = grpc.unary_unary_rpc_method_handler(self._describe)
@@ -112,6 +118,43 @@ class RogueWorker:
             load = load_to_proto(self._good.load())
             yield self._changed(worker_pb2.WatchLoadResponse(incarnation=self._good.incarnation, load=load))
             await asyncio.sleep(0.01)
+
+    async def _watch_tokens(self, request: Any, context: Context) -> AsyncIterator[bytes]:
+        queue = self._watches[request.watch_id] = asyncio.Queue[bytes]()
+        yield b""
+        while True:
+            yield await queue.get()
+
+    async def _decode(self, request: Any, context: Context) -> AsyncIterator[bytes]:
+        """Some answers come over the watch, where it may be either way that is hurt."""
+        rng = self._random()
+        watch = self._watches.get(request.watch_id)
+        if watch is None or rng.random() < 0.5:
+            async for data in self._answer(request, context):
+                yield data
+            return
+        manner = rng.choice(_MANNERS)
+        self.calls[manner] += 1
+        *tokens, last = answer_to(request, self._tokens)
+        last.watched_tokens = len(tokens)
+        ways: list[list[Any]] = [
+            [
+                decode_pb2.WatchTokensResponse(
+                    requests=[decode_pb2.WatchedTokens(watch_key=request.watch_key, choices=part.choices)]
+                )
+                for part in tokens
+            ],
+            [last],
+        ]
+        hurt = rng.randrange(2)
+        watched, called = (
+            _hurt(rng, manner if way == hurt else Manner.GOOD, messages, rng.randrange(len(messages)))
+            for way, messages in enumerate(ways)
+        )
+        for data in watched:
+            watch.put_nowait(data)
+        for data in called:
+            yield data
 
     def _changed(self, message: Any) -> bytes:
         fuzzer = MessageFuzzer(self._random(), Harvest())

@@ -33,6 +33,8 @@ def seeds(prefill: WorkerInfo, decode: WorkerInfo, harvest: Harvest) -> Seeds:
                 request.emitted.add(choice_index=0, token_ids=_prompt(rng)[:5])
             case _:
                 pass
+        if rng.random() < 0.3:
+            request.watch_id, request.watch_key = f"w{rng.randrange(9)}", rng.randrange(9)
         return request
 
     return {
@@ -41,6 +43,7 @@ def seeds(prefill: WorkerInfo, decode: WorkerInfo, harvest: Harvest) -> Seeds:
         "Detokenize": lambda rng: generation_pb2.DetokenizeRequest(token_ids=_prompt(rng)),
         "Prefill": lambda rng: prefill_pb2.PrefillRequest(**_ids(rng), token_ids=_prompt(rng), sampling=_sampling(rng)),
         "Decode": decode_request,
+        "WatchTokens": lambda rng: decode_pb2.WatchTokensRequest(watch_id=f"w{rng.randrange(9)}"),
         "WatchLoad": lambda rng: worker_pb2.WatchLoadRequest(interval_ms=rng.choice((0, 10, 50))),
         "Register": lambda rng: kv_directory_pb2.RegisterRequest(worker=_rogue(rng, rng.choice((prefill, decode)))),
         "Deregister": lambda rng: kv_directory_pb2.DeregisterRequest(

@@ -1,0 +1,144 @@
+"""A worker's tokens as its caller reads them: one call for all requests, which each get their own. Loop-owned.
+
+A watch takes new requests for a while only; then another one does, and the old one ends with its last request. So a
+connection that its server gives up by age ends no request before its time.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any
+
+import grpc
+
+from services.common.errors import BatonError, Internal, PeerIncompatible, PeerUnreachable
+from services.common.log import get_logger
+from services.common.rpc.channel import answered, rpc_errors
+from services.common.types import ChoiceTokens
+from services.decode.place import Place
+from services.decode.reading import Reading
+
+OPEN_TIMEOUT_S = 3.0
+WATCH_S = 30.0
+
+_log = get_logger(__name__)
+
+
+# A call that opens a watch of an id.
+OpenCall = Callable[[str], Any]
+# What a message brings, by the key of its request.
+Parts = Callable[[Any], Iterable[tuple[int, tuple[ChoiceTokens, ...]]]]
+
+
+class Watch:
+    """One call, read by a task that ends with it."""
+
+    def __init__(self, watch_id: str, call: Any, parts: Parts, peer: str) -> None:
+        self._watch_id = watch_id
+        self._call = call
+        self._parts = parts
+        self._peer = peer
+        self._readings: dict[int, Reading] = {}
+        self._keys = itertools.count(1)
+        self._until = time.monotonic() + WATCH_S
+        self._is_retired = False
+        self._reader = asyncio.create_task(self._read(), name=f"watch-tokens-{peer}")
+
+    @property
+    def takes_more(self) -> bool:
+        """True while new requests may name it."""
+        return not self._is_retired and not self._reader.done() and time.monotonic() < self._until
+
+    def join(self, reading: Reading) -> Place:
+        """Gives a request its tokens from now on; `leave` follows."""
+        place = Place(self._watch_id, next(self._keys))
+        self._readings[place.key] = reading
+        return place
+
+    def leave(self, place: Place) -> None:
+        """The request is over."""
+        self._readings.pop(place.key, None)
+        self._end_unused()
+
+    def retire(self) -> None:
+        """Takes no new request and ends with the last one."""
+        self._is_retired = True
+        self._end_unused()
+
+    def _end_unused(self) -> None:
+        if self._is_retired and not self._readings:
+            self._call.cancel()
+
+    async def _read(self) -> None:
+        error: BatonError = PeerUnreachable(f"{self._peer} stops and sends no more tokens; another worker may")
+        try:
+            with rpc_errors(self._peer):
+                while (message := await self._call.read()) is not grpc.aio.EOF:
+                    for key, choices in self._parts(answered(message, self._peer)):
+                        if (reading := self._readings.get(key)) is not None:
+                            reading.watched(choices)
+        except BatonError as caught:
+            error = caught
+        except Exception:  # noqa: BLE001 - whatever escapes must reach the requests, or they would wait for ever
+            _log.exception("token_watch_failed", peer=self._peer)
+            error = Internal(f"reading the tokens of {self._peer} failed; the log has the reason")
+        self._is_retired = True
+        for reading in self._readings.values():
+            reading.fail(error)
+
+
+class TokenReader:
+    """Keeps a watch at one worker for as long as requests come; `peer` names the worker in errors."""
+
+    def __init__(self, open_call: OpenCall, parts: Parts, peer: str) -> None:
+        self._open_call = open_call
+        self._parts = parts
+        self._peer = peer
+        self._watch: Watch | None = None
+        self._is_served = True
+        self._opening = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncGenerator[tuple[Reading, Place | None], None]:
+        """What a request reads, and its place for the request; None where the worker knows no watches.
+
+        Raises:
+            BatonError: the worker cannot be asked.
+        """
+        reading = Reading(self._peer)
+        watch = await self._open_watch()
+        place = None if watch is None else watch.join(reading)
+        try:
+            yield reading, place
+        finally:
+            reading.close()
+            if watch is not None and place is not None:
+                watch.leave(place)
+
+    async def _open_watch(self) -> Watch | None:
+        async with self._opening:
+            if self._watch is not None and not self._watch.takes_more:
+                self._watch.retire()
+                self._watch = None
+            if self._watch is None and self._is_served:
+                self._watch = await self._open()
+            return self._watch
+
+    async def _open(self) -> Watch | None:
+        watch_id = secrets.token_hex(16)
+        call = self._open_call(watch_id)
+        try:
+            with rpc_errors(self._peer):
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    first = await call.read()
+        except PeerIncompatible:
+            self._is_served = False
+            return None
+        except TimeoutError:
+            raise PeerUnreachable(f"{self._peer} did not answer within {OPEN_TIMEOUT_S:g} s") from None
+        if first is grpc.aio.EOF:
+            raise PeerUnreachable(f"{self._peer} stops and sends no more tokens; another worker may")
+        return Watch(watch_id, call, self._parts, self._peer)

@@ -1,0 +1,120 @@
+"""One call for the tokens of all requests to a worker, on real sockets: shared, replaced, done without."""
+
+import asyncio
+import contextlib
+
+import pytest
+from baton.v1 import decode_pb2, decode_pb2_grpc
+
+from services.common.errors import PeerUnreachable
+from services.common.rpc.channel import open_channel
+from services.common.sampling import SamplingParams
+from services.common.types import Tier
+from services.decode import token_reader
+from services.decode.client import DecodeClient
+from services.decode.convert import request_to_proto
+from services.decode.place import Place
+from tests.harness.fake_engine import FakeEngine, expected_tokens
+from tests.harness.scripted_workers import Script, ScriptedWorker
+from tests.harness.tiers import TierServer, collect, ids, running, until, work
+
+PROMPTS = [list(range(i, i + 10)) for i in range(8)]
+LONG = SamplingParams(temperature=0.0, max_tokens=40)
+
+
+def counts(server: TierServer) -> tuple[int, int]:
+    """Watches, and the requests on them."""
+    counters = server.tier.load().counters
+    return counters["token_watches"], counters["watched_requests"]
+
+
+async def test_requests_share_one_watch() -> None:
+    """All of a client's requests name the same; each gets its own tokens."""
+    engine = FakeEngine()
+    server = TierServer(Tier.COLOCATED, engine)
+    async with running(server):
+        engine.hold_next()
+        tasks = [asyncio.ensure_future(collect(server.decode.decode(work(prompt, LONG)))) for prompt in PROMPTS]
+        await until(lambda: counts(server) == (1, len(PROMPTS)))
+        engine.gate.set()
+        for prompt, (tokens, last) in zip(PROMPTS, await asyncio.gather(*tasks), strict=True):
+            assert ids(tokens[0]) == expected_tokens(prompt, LONG, 40)
+            assert last.summary is not None
+            assert last.summary.usage.completion_tokens == 40
+        await until(lambda: counts(server) == (1, 0))
+    assert counts(server) == (0, 0)
+
+
+async def test_tokens_of_a_step_are_one_message() -> None:
+    """However many requests are in it."""
+    engine = FakeEngine()
+    server = TierServer(Tier.COLOCATED, engine)
+    async with running(server), open_channel(server.info.address) as channel:
+        stub = decode_pb2_grpc.DecodeServiceStub(channel)
+        watch = stub.WatchTokens(decode_pb2.WatchTokensRequest(watch_id="mine"))
+        assert not (await watch.read()).requests
+        engine.hold_next()
+        requests = [request_to_proto(work(prompt, LONG), Place("mine", key)) for key, prompt in enumerate(PROMPTS)]
+        calls = [stub.Decode(request, timeout=40) for request in requests]
+        await until(lambda: counts(server)[1] == len(PROMPTS))
+        engine.gate.set()
+        seen: list[int] = []
+        while sum(seen) < 39 * len(PROMPTS):
+            message = await watch.read()
+            seen.append(sum(len(choice.tokens) for part in message.requests for choice in part.choices))
+        last = [[message async for message in call] for call in calls]
+        assert len(seen) < 39 * 2
+        assert [len(messages) for messages in last] == [1] * len(PROMPTS)
+        assert {message.watched_tokens for (message,) in last} == {39}
+        watch.cancel()
+
+
+async def test_requests_of_a_lost_watch_fail_and_the_next_one_opens_another() -> None:
+    """Their tokens could not come any more; they may be moved."""
+    engine = FakeEngine()
+    server = TierServer(Tier.COLOCATED, engine)
+    async with running(server):
+        engine.hold_next()
+        lost = asyncio.ensure_future(collect(server.decode.decode(work(PROMPTS[0], LONG))))
+        await until(lambda: counts(server) == (1, 1))
+        server.decode._tokens._watch._call.cancel()
+        with pytest.raises(PeerUnreachable):
+            await lost
+        engine.gate.set()
+        tokens, _ = await collect(server.decode.decode(work(PROMPTS[1], LONG)))
+        assert ids(tokens[0]) == expected_tokens(PROMPTS[1], LONG, 40)
+        await until(lambda: counts(server) == (1, 0))
+        await server.settled(lambda: server.blocks_held == 0)
+
+
+async def test_an_old_watch_ends_with_its_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New requests go over another one meanwhile, so that no call grows old."""
+    monkeypatch.setattr(token_reader, "WATCH_S", 0.0)
+    engine = FakeEngine()
+    server = TierServer(Tier.COLOCATED, engine)
+    async with running(server):
+        engine.hold_next()
+        first = asyncio.ensure_future(collect(server.decode.decode(work(PROMPTS[0], LONG))))
+        await until(lambda: counts(server) == (1, 1))
+        second = asyncio.ensure_future(collect(server.decode.decode(work(PROMPTS[1], LONG))))
+        await until(lambda: counts(server) == (2, 2))
+        engine.gate.set()
+        for prompt, (tokens, _) in zip(PROMPTS, await asyncio.gather(first, second), strict=False):
+            assert ids(tokens[0]) == expected_tokens(prompt, LONG, 40)
+        await collect(server.decode.decode(work(PROMPTS[2], LONG)))
+        await until(lambda: counts(server) == (1, 0))
+
+
+async def test_a_worker_without_watches_sends_tokens_over_each_call() -> None:
+    """As one of an earlier version does; it is asked once."""
+    worker = ScriptedWorker(Tier.DECODE, Script([1, 2, 3]))
+    await worker.start()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(worker.stop)
+        channel = await stack.enter_async_context(open_channel(worker.address))
+        client = DecodeClient(channel, "worker")
+        for _ in range(2):
+            tokens, _ = await collect(client.decode(work(PROMPTS[0], SamplingParams(temperature=0.0, max_tokens=3))))
+            assert ids(tokens[0]) == [1, 2, 3]
+        assert not client._tokens._is_served
+        assert [request.watch_id for request in worker.requests] == ["", ""]
