@@ -9,7 +9,7 @@ from benchmarks.crossings import FIGURES
 from benchmarks.growth_curves import curves, exponent
 
 Report = Mapping[str, Any]
-Row = Mapping[str, float]
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +208,12 @@ _TITLES = {
 
 
 def _sweep(title: str, x: str, y: str, rows: Sequence[Row], keys: tuple[str, str], by: str) -> Lines:
-    """A curve of `keys` for each value of `by`."""
-    values = sorted({row[by] for row in rows})
-    curves = {f"{by} {value:g}": _curve([row for row in rows if row[by] == value], *keys) for value in values}
-    return Lines(title, x, y, curves, is_log_x=True)
+    """A curve of `keys` for each value of `by`, of each engine where several took turns."""
+    curves: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[by]):
+        side = f"{row['engine']}, " if "engine" in row else ""
+        curves.setdefault(f"{side}{by} {row[by]:g}", []).append(row)
+    return Lines(title, x, y, {name: _curve(chosen, *keys) for name, chosen in curves.items()}, is_log_x=True)
 
 
 def _curve(rows: Iterable[Row], x: str, y: str, factor: float = 1.0) -> tuple[tuple[float, float], ...]:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from benchmarks.case import Case, sweep
 from benchmarks.engine_case import EngineCase, one_sample
+from benchmarks.engine_turns import EngineTurns
 from benchmarks.limits import gemm_flops, read_bandwidth
 from benchmarks.part import Found
-from benchmarks.progress import tracked
-from benchmarks.stats import medians
 from services.engine.batch import BatchItem
 
 WARM_STEPS = 2
@@ -35,11 +34,11 @@ def measure_cases(options: argparse.Namespace, cases: Sequence[Case]) -> Found:
     """The same for cases that are no full grid; `options.batches` and `options.contexts` do not count."""
     steps = WARM_STEPS + options.steps
     most = max(case.batch for case in cases)
-    engine = EngineCase(options, most, max(case.tokens for case in cases) + steps, most)
+    turns = EngineTurns(options, (most, max(case.tokens for case in cases) + steps, most))
     for case in cases:
-        engine.block_tables(case.batch, case.tokens + steps)
-    rounds = [[_row(engine, case, options.steps) for case in tracked("decode", cases)] for _ in range(options.rounds)]
-    return {"engine": engine.describe()}, [medians(rows) for rows in zip(*rounds, strict=True)]
+        for engine in turns.engines.values():
+            engine.block_tables(case.batch, case.tokens + steps)
+    return turns.measure("decode", cases, lambda engine, case: _row(engine, case, options.steps))
 
 
 def _row(engine: EngineCase, case: Case, steps: int) -> dict[str, float]:

@@ -60,5 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-context", type=count, default=512, help="tokens of each in KV (%(default)s)")
     add("--steps", type=count, default=16, help="steps that are timed for each case (%(default)s)")
     add_streams(parser, output_tokens=160, step_ms=50.0)
-    parser.set_defaults(requests=1, turns=1)  # of each stream, so that every row takes as long
+    # One engine; and one answer of each stream, so that every row takes as long.
+    parser.set_defaults(engines=(), requests=1, turns=1)
     return parser

@@ -3,13 +3,14 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from benchmarks.report import show_rows, write_report
 from services.common.config import ConfigError
 from services.common.errors import BatonError
 
-Rows = list[dict[str, float]]
-# What was measured, as the report tells it, and a row for each case.
+Rows = list[dict[str, Any]]
+# What was measured, as the report tells it, and a row for each case: figures, and a name where there are several sides.
 Found = tuple[Mapping[str, object], Rows]
 
 

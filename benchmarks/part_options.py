@@ -5,6 +5,13 @@ import pathlib
 
 from benchmarks.flags import count, positive, whole
 
+# What the options of an engine are in each of `--engines`.
+ENGINES: dict[str, dict[str, object]] = {
+    "kernels": {"torch_only": False, "quantization": "none"},
+    "torch": {"torch_only": True, "quantization": "none"},
+    "int8": {"torch_only": False, "quantization": "int8"},
+}
+
 
 def part_parser(name: str, description: str) -> argparse.ArgumentParser:
     """Options that the benchmarks of prefill and decode have."""
@@ -15,6 +22,12 @@ def part_parser(name: str, description: str) -> argparse.ArgumentParser:
         default="",
         metavar="HOST:PORT",
         help="measure this worker over gRPC and load nothing: what is said of an engine then counts for nothing",
+    )
+    add(
+        "--engines",
+        type=_engines,
+        default="",
+        help=f"measure several in turn instead of the one that is said: {','.join(ENGINES)}",
     )
     add("--timeout-s", type=positive, default=600.0, help="deadline of a request to a worker (%(default)s)")
     return parser
@@ -46,3 +59,10 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=pathlib.Path, help="file for the results, as JSON; by default a new one in .baton/bench"
     )
+
+
+def _engines(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(",")) if text else ()
+    if unknown := [name for name in names if name not in ENGINES]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(ENGINES)}")
+    return names

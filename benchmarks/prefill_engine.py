@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.case import Case, sweep
 from benchmarks.engine_case import EngineCase, one_sample
+from benchmarks.engine_turns import EngineTurns
 from benchmarks.limits import gemm_flops
-from benchmarks.part import Found, Rows
-from benchmarks.progress import tracked
-from benchmarks.stats import medians
+from benchmarks.part import Found
 from services.engine.batch import BatchItem
 
 _FIRST_TOKEN = 16
@@ -26,15 +25,12 @@ def measure(options: argparse.Namespace) -> Found:
         ConfigError: the engine cannot be loaded, or a case does not fit its memory or the model.
     """
     cases = sweep(options.batches, options.lengths)
-    engine = EngineCase(options, max(options.batches), max(options.lengths), options.step_tokens)
+    turns = EngineTurns(options, (max(options.batches), max(options.lengths), options.step_tokens))
     for case in cases:
-        engine.block_tables(case.batch, case.tokens)
-        _prompt_s(engine, case, options.step_tokens)  # the first of a shape is slower and does not count
-    rounds: list[Rows] = []
-    for _ in range(options.rounds):
-        limit = gemm_flops(engine.dtype, engine.device)
-        rounds.append([_row(engine, case, options.step_tokens, limit) for case in tracked("prefill", cases)])
-    return {"engine": engine.describe()}, [medians(rows) for rows in zip(*rounds, strict=True)]
+        for engine in turns.engines.values():
+            engine.block_tables(case.batch, case.tokens)
+            _prompt_s(engine, case, options.step_tokens)  # the first of a shape is slower and does not count
+    return turns.measure("prefill", cases, lambda engine, case: _row(engine, case, options.step_tokens))
 
 
 def prompt_flops(engine: EngineCase, case: Case) -> float:
@@ -63,7 +59,8 @@ def chunks(case: Case, step_tokens: int) -> Iterator[list[tuple[int, int, int]]]
         yield step
 
 
-def _row(engine: EngineCase, case: Case, step_tokens: int, limit: float) -> dict[str, float]:
+def _row(engine: EngineCase, case: Case, step_tokens: int) -> dict[str, float]:
+    limit = gemm_flops(engine.dtype, engine.device)
     seconds = _prompt_s(engine, case, step_tokens)
     flops = prompt_flops(engine, case) / seconds
     return {

@@ -115,6 +115,20 @@ def test_a_part_is_measured_alone(arguments: tuple[str, ...], figures: set[str],
     assert all(row[name] > 0 for row in report["rows"] for name in figures)
 
 
+def test_engines_are_measured_in_turn(tmp_path: pathlib.Path) -> None:
+    """Each in its rows and under its name, and it is the one that it is called."""
+    out = tmp_path / "found.json"
+    cases = ("--engines", "torch,kernels,int8", "--contexts", "16", "--batches", "1,2", "--steps", "2", "--rounds", "2")
+    done = bench("decode", *cases, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert [(row["engine"], row["batch"]) for row in report["rows"]] == [
+        (name, batch) for batch in (1, 2) for name in ("torch", "kernels", "int8")
+    ]
+    told = {name: (each["native_kernels"], each["quantization"]) for name, each in report["engines"].items()}
+    assert told == {"torch": (False, "none"), "kernels": (True, "none"), "int8": (True, "int8")}
+
+
 async def test_each_tier_is_measured_on_a_worker_that_runs(tmp_path: pathlib.Path) -> None:
     """Over gRPC, and from the prefill worker also KV: a row for each case, and every figure was measured."""
     cases = [

@@ -36,6 +36,16 @@ def test_a_sweep_has_a_curve_for_each_value_of_the_other_axis() -> None:
     assert output.curves["context 128"] == ((1, 10.0), (4, 40.0))
 
 
+def test_engines_that_took_turns_have_curves_of_their_own() -> None:
+    """Each is named; the same case of two engines never makes one curve."""
+    rows = [
+        {"engine": name, "batch": 1, "context": 128, "median_tpot_ms": i} for i, name in enumerate(("torch", "int8"))
+    ]
+    (tpot,) = charts_of({"benchmark": "decode", "rows": rows})
+    assert isinstance(tpot, Lines)
+    assert tpot.curves == {"torch, batch 1": ((128, 0),), "int8, batch 1": ((128, 1),)}
+
+
 def test_goodput_is_drawn_against_its_goal() -> None:
     """Attainment in percent over the rate, with goodput in the curve's name; targets that were set are levels."""
     probes = [
