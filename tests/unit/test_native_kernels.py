@@ -29,8 +29,8 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(got.double(), wanted.double(), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 100])
-@pytest.mark.parametrize("shape", [(16, 32), (48, 64), (50, 96), (770, 768)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 65, 100, 511])
+@pytest.mark.parametrize("shape", [(16, 32), (48, 64), (50, 96), (770, 768), (200, 1600)], ids=str)
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_linear(kernels: Kernels, rows: int, shape: tuple[int, int], has_bias: bool) -> None:
     """Any number of rows and outputs comes out as the formula says, those that fill no tile too."""
@@ -44,13 +44,20 @@ def test_linear(kernels: Kernels, rows: int, shape: tuple[int, int], has_bias: b
     assert_close(kernels.linear(x, weight, bias), wanted)
 
 
-def test_linear_gives_a_row_the_same_bits_in_any_company(kernels: Kernels) -> None:
+@pytest.mark.parametrize(("rows", "size"), [(60, 96), (330, 1600)])
+def test_linear_gives_a_row_the_same_bits_in_any_company(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, rows: int, size: int
+) -> None:
     """A row's result does not depend on the number of rows or threads, bit for bit."""
     if not kernels.can_multiply:
         pytest.skip("this processor has no AMX")
-    x, weight = torch.randn(60, 96).bfloat16(), torch.randn(80, 96).bfloat16()
+    x, weight = torch.randn(rows, size).bfloat16(), torch.randn(80, size).bfloat16()
     together = kernels.linear(x, weight, None)
-    assert all(torch.equal(kernels.linear(x[row : row + 1], weight, None)[0], together[row]) for row in range(60))
+    parts = [kernels.linear(part, weight, None) for count in (1, 17, 33, 70, 300) for part in x.split(count)]
+    assert torch.equal(torch.cat(parts), together.repeat(5, 1))
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert torch.equal(kernels.linear(x, weight, None), together)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,12 +14,14 @@ from services.engine.attention.hook import StepSlot
 from services.engine.attention.native import NativeAttention, NativeStep
 from services.engine.batch import BatchItem
 from services.engine.native.kernels import Kernels
-from services.engine.native.modules import MOST_ROWS, FusedAttention, FusedMlp, NativeLinear, NativeRmsNorm
+from services.engine.native.modules import FusedAttention, FusedMlp, NativeLinear, NativeRmsNorm
 from services.engine.packing import pack_step
 from services.engine.quantized import QuantizedLinear
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _BLOCK_SIZE = 16
+# Beyond, Python between kernels takes little of their time.
+MOST_ROWS = 64
 
 
 class _Linear(ctypes.Structure):

@@ -28,9 +28,10 @@ inline bool may_use_tiles() {
     return granted;
 }
 
-// Sixteen rows of `size` elements as right-hand tiles [size / 32][16 pairs][16 rows]; a null row is zeros.
-inline void pack_rows(const bfloat16* const* from, int64_t size, uint32_t* packed) {
-    for (int64_t first = 0; first < size; first += 32, packed += TILE) {
+// Sixteen rows of `size` elements as right-hand tiles [size / 32][16 pairs][16 rows], `step` elements from one to the
+// next; a null row is zeros.
+inline void pack_rows(const bfloat16* const* from, int64_t size, uint32_t* packed, int64_t step = TILE) {
+    for (int64_t first = 0; first < size; first += 32, packed += step) {
         __m512 rows[16];
         for (int r = 0; r < 16; r++)
             rows[r] = from[r] ? _mm512_loadu_ps(reinterpret_cast<const float*>(from[r] + first)) : _mm512_setzero_ps();
@@ -53,6 +54,13 @@ inline void pack_pairs(const bfloat16* const* from, int64_t size, uint32_t* pack
             _mm512_storeu_si512(packed + 16 * i, pair);
         }
 }
+
+// The numbers of tiles are parts of instructions, so this cannot be a function.
+#define BATON_MULTIPLY_TILES(P, sums, w, x) \
+    if constexpr (P::IS_WHOLE)              \
+        _tile_dpbssd(sums, w, x);           \
+    else                                    \
+        _tile_dpbf16ps(sums, w, x)
 
 }  // namespace
 #endif

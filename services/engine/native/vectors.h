@@ -42,6 +42,14 @@ inline __m512 load_wide(const bfloat16* at) {
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))), 16));
 }
 
+// Two vectors as bfloat16, element by element side by side.
+inline __m512 join_pairs(__m512 low, __m512 high) {
+    static constexpr uint16_t ORDER[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i one_by_one = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER), one_by_one));
+}
+
 // e^x for x <= 0, 0 below -87; see exp_negative.
 inline __m512 exp_negative(__m512 x) {
     const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);  // NaN does

@@ -1,0 +1,115 @@
+// What is multiplied and how sums become numbers: bfloat16 by bfloat16, or int8 by int8 with scales.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "tiles.h"
+
+#ifdef BATON_AMX
+namespace {
+
+// bfloat16 by bfloat16.
+struct Plain {
+    using Number = bfloat16;
+    static constexpr bool IS_WHOLE = false;
+    bfloat16* out;  // [rows, n]
+    const bfloat16 *x, *w, *bias;  // [rows, k], [n, k], [n] or null
+    int64_t rows, n, k;
+
+    int64_t row_bytes() const { return 2 * k; }
+    Plain part(int64_t first, int64_t count) const { return {out + first * n, x + first * k, w, bias, count, n, k}; }
+    void prepare() {}
+    // Where sixteen rows of x lie, as pairs of bytes; null beyond the last. Valid until the next call of a thread.
+    void find_rows(int64_t first, const bfloat16** found) {
+        for (int64_t r = 0; r < 16; r++) found[r] = first + r < rows ? x + (first + r) * k : nullptr;
+    }
+    // Sixteen rows' sums of a column.
+    __m512 numbers(const float* sums, int64_t, int64_t column) const {
+        const __m512 found = _mm512_load_ps(sums);
+        return bias ? _mm512_add_ps(found, _mm512_set1_ps(widen(bias[column]))) : found;
+    }
+};
+
+// int8 by int8; w_scale [n] and one scale for each row of x make numbers of the sums.
+template <typename T>
+struct Quantized {
+    using Number = T;
+    static constexpr bool IS_WHOLE = true;
+    T* out;
+    const T* x;
+    const int8_t* w;
+    const float* w_scale;
+    const T* bias;
+    int64_t rows, n, k;
+    float* x_scale = nullptr;
+
+    int64_t row_bytes() const { return k; }
+    Quantized part(int64_t first, int64_t count) const {
+        return {out + first * n, x + first * k, w, w_scale, bias, count, n, k};
+    }
+    void prepare() {
+        thread_local std::vector<float> scales;
+        scales.resize((rows + 15) / 16 * 16);
+        x_scale = scales.data();
+    }
+    void find_rows(int64_t first, const bfloat16** found) {
+        thread_local std::vector<int8_t, Aligned<int8_t>> whole;
+        whole.resize(16 * k);
+        for (int64_t r = 0; r < 16; r++) {
+            found[r] = first + r < rows ? reinterpret_cast<const bfloat16*>(whole.data() + r * k) : nullptr;
+            if (found[r]) x_scale[first + r] = quantize(x + (first + r) * k, whole.data() + r * k);
+        }
+    }
+    // The scale of a row; NaN where an element is no number.
+    float quantize(const T* from, int8_t* to) const {
+        __m512 largest = _mm512_setzero_ps(), nothing = _mm512_setzero_ps();
+        for (int64_t i = 0; i < k; i += 16) {
+            const __m512 one = load_wide(from + i);
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(one));
+            nothing = _mm512_fmadd_ps(one, _mm512_setzero_ps(), nothing);
+        }
+        const float scale = _mm512_reduce_max_ps(largest) / 127.0f;
+        const __m512 divisor = _mm512_set1_ps(scale > 0 ? scale : 1.0f);
+        for (int64_t i = 0; i < k; i += 16) {
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_div_ps(load_wide(from + i), divisor));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtsepi32_epi8(whole));
+        }
+        return scale + _mm512_reduce_add_ps(nothing);
+    }
+    __m512 numbers(const float* sums, int64_t row, int64_t column) const {
+        const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums));
+        const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(sum, _mm512_loadu_ps(x_scale + row)),
+                                            _mm512_set1_ps(w_scale[column]));
+        return _mm512_add_ps(scaled, _mm512_set1_ps(bias ? widen(bias[column]) : 0.0f));
+    }
+};
+
+// Sums of sixteen rows as two tiles [16 columns][16 rows], to the rows' columns from `column` and from `column + second`.
+// Not inlined: sums may be reordered where it is, and a row's bits must not depend on who called.
+template <typename P>
+__attribute__((noinline)) void finish_tiles(const P& p, const float* sums, int64_t row, int64_t column, int64_t second) {
+    const int64_t count = std::min<int64_t>(16, p.rows - row);
+    __m512 turned[16];
+    if constexpr (sizeof(typename P::Number) == 4) {
+        for (int half = 0; half < 2; half++) {
+            for (int i = 0; i < 16; i++) turned[i] = p.numbers(sums + half * TILE + 16 * i, row, column + half * second + i);
+            transpose(turned);
+            for (int64_t r = 0; r < count; r++) _mm512_storeu_ps(p.out + (row + r) * p.n + column + half * second, turned[r]);
+        }
+    } else {
+        for (int i = 0; i < 16; i++) {
+            const int64_t from = column + (i < 8 ? 2 * i : second + 2 * i - 16);
+            turned[i] = join_pairs(p.numbers(sums + 32 * i, row, from), p.numbers(sums + 32 * i + 16, row, from + 1));
+        }
+        transpose(turned);
+        for (int64_t r = 0; r < count; r++) {
+            auto* to = p.out + (row + r) * p.n + column;
+            _mm256_storeu_ps(reinterpret_cast<float*>(to), _mm512_castps512_ps256(turned[r]));
+            _mm256_storeu_ps(reinterpret_cast<float*>(to + second), _mm512_extractf32x8_ps(turned[r], 1));
+        }
+    }
+}
+
+}  // namespace
+#endif
