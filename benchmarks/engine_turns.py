@@ -28,14 +28,17 @@ class EngineTurns:
         self.engines = {name: EngineCase(each, *sizes) for name, each in (named or {"": options}).items()}
 
     def measure(self, title: str, cases: Sequence[Case], row: Callable[[EngineCase, Case], dict[str, float]]) -> Found:
-        """A row for each case and engine, with medians over the rounds; every round turns the order round."""
-        found: dict[tuple[Case, str], list[dict[str, float]]] = {
-            (case, name): [] for case in cases for name in self.engines
+        """A row for each case and engine, with medians over the rounds; every round turns the order round.
+
+        A case that is there twice is measured twice and has two rows.
+        """
+        found: dict[tuple[int, str], list[dict[str, float]]] = {
+            (number, name): [] for number in range(len(cases)) for name in self.engines
         }
         for index in range(self._rounds):
-            for case in tracked(title, cases):
+            for number, case in enumerate(tracked(title, cases)):
                 for name in list(self.engines) if index % 2 == 0 else reversed(self.engines):
-                    found[case, name].append(row(self.engines[name], case))
+                    found[number, name].append(row(self.engines[name], case))
         told = {name: engine.describe() for name, engine in self.engines.items()}
         if "" in told:
             return {"engine": told[""]}, [medians(rows) for rows in found.values()]
