@@ -16,6 +16,7 @@ COMMANDS = {
     "transfer": "the handoff, between two processes or from one prefill worker",
     "control": "the control plane alone: schedulers, and a frontend and a worker whose engine costs nothing",
     "growth": "how costs grow: with context, batch, queued requests and streams",
+    "hedging": "first tokens with hedging and without, where one of two workers stands still now and then",
     "plot": "no measurement: draws JSON reports as PNG",
 }
 _REMEDIES = dict.fromkeys(("torch", "transformers", "numpy"), "pip install 'baton[engine]'")

@@ -15,11 +15,12 @@ from services.frontend.request import GenerationRequest, TokenPrompt
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the last message of an answer tells; `colocated` where one worker ran it all."""
+    """What the last message of an answer tells; `colocated` where one worker ran it all, `hedged` where two tried."""
 
     stages: StageTimes
     usage: Usage
     colocated: bool = False
+    hedged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class FrontendAnswers:
         )
         async for output in self._client.generate(request):
             done = output.completion
-            told = Told(done.stages, done.usage, done.colocated) if done else None
+            told = Told(done.stages, done.usage, done.colocated, done.hedged) if done else None
             yield Piece(sum(len(delta.tokens) for delta in output.deltas), told)
 
     async def close(self) -> None:

@@ -198,6 +198,7 @@ _CHARTS: dict[str, Callable[[Report], Iterable[Chart]]] = {
     "control": _control,
     "growth": _growth,
     "crossover": _crossover,
+    "hedging": _serve,
 }
 _TITLES = {
     "median_ttft_ms": "Time to first token, median",

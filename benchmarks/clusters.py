@@ -5,7 +5,7 @@ import contextlib
 import pathlib
 import re
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 from services.cli.cluster_plan import ClusterPlan, plan_cluster
@@ -80,11 +80,26 @@ async def local_clusters(
         yield plans
 
 
-async def local_plan(name: str, checkpoint: pathlib.Path, dtype: str = "", worker_args: str = "") -> ClusterPlan:
-    """The processes of one local cluster, on free ports and over all cores; see `local_clusters`."""
+async def local_plan(
+    name: str,
+    checkpoint: pathlib.Path,
+    dtype: str = "",
+    worker_args: str = "",
+    further: Mapping[str, object] | None = None,
+) -> ClusterPlan:
+    """The processes of one local cluster, on free ports and over all cores; see `local_clusters`.
+
+    `further` are settings of `baton up` that count before those of the name.
+    """
     gpus = await asyncio.to_thread(count_gpus)
     settings = UpSettings.model_validate(
-        {"model": str(checkpoint), "dtype": dtype, "port": 0, **parse_variant(name).settings(worker_args)}
+        {
+            "model": str(checkpoint),
+            "dtype": dtype,
+            "port": 0,
+            **parse_variant(name).settings(worker_args),
+            **(further or {}),
+        }
     )
     wanted = cluster_settings(settings, str(checkpoint), "cuda" if gpus else "cpu")
     return plan_cluster(wanted, ordered_cores(), gpus, FreePorts("127.0.0.1").take)

@@ -83,7 +83,7 @@ async def _free_cluster(given: argparse.Namespace, step_ms: float) -> AsyncGener
     """A frontend and one colocated worker with a free engine."""
     most = max(given.streams)
     flags = f"max-num-seqs={most} max-num-batched-tokens={max(2048, most)} max-queued-requests={2 * most}"
-    plan = _freed(await local_plan("colocated", resolve_checkpoint(_MODEL), "", flags), step_ms)
+    plan = freed(await local_plan("colocated", resolve_checkpoint(_MODEL), "", flags), step_ms)
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as logs:
         async with running_cluster(plan, pathlib.Path(logs), given.start_timeout_s) as cluster:
             await _check_free(plan)
@@ -105,7 +105,7 @@ async def _check_free(plan: ClusterPlan) -> None:
         raise ConfigError("the worker has a real engine; `free_worker` no longer fits how workers load theirs")
 
 
-def _freed(plan: ClusterPlan, step_ms: float) -> ClusterPlan:
+def freed(plan: ClusterPlan, step_ms: float) -> ClusterPlan:
     """The plan with an engine that costs nothing."""
     processes = [
         dataclasses.replace(

@@ -22,7 +22,8 @@ WRONG_LENGTH = "WrongLength"
 class Timing:
     """One completed request: when it was sent and each token came, in seconds since its run began.
 
-    `lag` is how much later than planned it was sent; `colocated` tells that one worker ran it all.
+    `lag` is how much later than planned it was sent; `colocated` tells that one worker ran it all, `hedged` that a
+    second one was tried.
     """
 
     sent: float
@@ -31,6 +32,7 @@ class Timing:
     usage: Usage = field(default_factory=Usage)
     lag: float = 0.0
     colocated: bool = False
+    hedged: bool = False
 
 
 @dataclass(slots=True)
@@ -96,7 +98,8 @@ class _One:
             self.run.errors[type(error).__name__] += 1
         else:
             if told is not None and len(tokens) == planned.output_tokens:
-                timing = Timing(sent - self.began, tuple(tokens), told.stages, told.usage, lag, told.colocated)
+                marks = (told.colocated, told.hedged)
+                timing = Timing(sent - self.began, tuple(tokens), told.stages, told.usage, lag, *marks)
                 self.run.timings.append(timing)
             else:
                 self.run.errors[WRONG_LENGTH] += 1

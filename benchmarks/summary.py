@@ -111,6 +111,7 @@ def _totals(run: Run) -> dict[str, float]:
         "total_output_tokens": output,
         "total_cached_tokens": sum(timing.usage.cached_tokens for timing in run.timings),
         "colocated_requests": sum(timing.colocated for timing in run.timings),
+        "hedged_requests": sum(timing.hedged for timing in run.timings),
         "total_token_throughput": (prompt + output) / run.ended,
         "median_ttft_overhead_ms": statistics.median(added),
         "max_send_lag_ms": max(timing.lag for timing in run.timings) * _MS,

@@ -195,3 +195,18 @@ def test_the_crossover_is_searched_in_one_run(tmp_path: pathlib.Path) -> None:
     for result in (result for point in report["points"] for result in point["results"].values()):
         assert (result["completed"], result["failed"], result["total_cached_tokens"]) == (2, 0, 0)
     assert len(report["crossovers"]) == 2 * 4
+
+
+def test_hedging_is_measured_with_and_without(tmp_path: pathlib.Path) -> None:
+    """Only one of both frontends hedges, and every request is answered although a worker keeps standing still.
+
+    With a factor this small every first token is late.
+    """
+    out = tmp_path / "found.json"
+    stalls = ("--stall-s", "0.1", "--every-s", "0.5", "--factor", "0.05")
+    done = bench("hedging", *stalls, "--requests", "20", "--rate", "20", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    plain, hedged = (json.loads(out.read_text())["results"][name] for name in ("plain", "hedged"))
+    assert (plain["completed"], plain["hedged_requests"]) == (20, 0)
+    assert hedged["completed"] == 20
+    assert hedged["hedged_requests"] > 0
