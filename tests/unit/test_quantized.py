@@ -29,7 +29,7 @@ def quantized(request: pytest.FixtureRequest) -> Make:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [1, 5, 16, 33, 600])
+@pytest.mark.parametrize("rows", [1, 5, 16, 33, 600, 2100])
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 16), (128, 50), (1024, 770)])
 def test_equals_the_product_of_the_rounded_numbers(
     quantized: Make, dtype: torch.dtype, rows: int, inputs: int, outputs: int

@@ -73,11 +73,15 @@ void multiply_few(P p, int threads) {
     }
 }
 
-constexpr int64_t FEW_ROWS = 256;
+constexpr int64_t FEW_ROWS = 256, MOST_ROWS = 2048;
 
+// More pass in equal parts, which bounds what is packed.
 template <typename P>
 void multiply(const P& p, int threads) {
-    p.rows <= FEW_ROWS ? multiply_few(p, threads) : multiply_many(p, threads);
+    if (p.rows <= FEW_ROWS) return multiply_few(p, threads);
+    const int64_t parts = (p.rows + MOST_ROWS - 1) / MOST_ROWS, size = ((p.rows + parts - 1) / parts + 31) / 32 * 32;
+    for (int64_t first = 0; first < p.rows; first += size)
+        multiply_many(p.part(first, std::min(size, p.rows - first)), threads);
 }
 
 }  // namespace
