@@ -10,6 +10,7 @@ from typing import Any
 from baton.v1 import types_pb2 as pb
 
 from services.common.errors import FieldViolation, InvalidRequest
+from services.common.flat import flat
 from services.common.priority import Priority
 from services.common.sampling import SamplingParams
 from services.common.types import (
@@ -149,7 +150,7 @@ def usage_from_proto(message: pb.Usage) -> Usage:
 
 def usage_to_proto(usage: Usage) -> pb.Usage:
     """What a request used."""
-    return pb.Usage(**dataclasses.asdict(usage))
+    return pb.Usage(**flat(usage))
 
 
 def stages_from_proto(message: pb.StageTimes) -> StageTimes:
@@ -159,7 +160,7 @@ def stages_from_proto(message: pb.StageTimes) -> StageTimes:
 
 def stages_to_proto(stages: StageTimes) -> pb.StageTimes:
     """Where a request's time went."""
-    return pb.StageTimes(**dataclasses.asdict(stages))
+    return pb.StageTimes(**flat(stages))
 
 
 def layout_from_proto(message: pb.KvLayout) -> KvLayout:
@@ -171,7 +172,7 @@ def layout_from_proto(message: pb.KvLayout) -> KvLayout:
 
 def layout_to_proto(layout: KvLayout) -> pb.KvLayout:
     """Layout of a worker's KV."""
-    return pb.KvLayout(**dataclasses.asdict(layout))
+    return pb.KvLayout(**flat(layout))
 
 
 def tier_to_proto(tier: Tier) -> "pb.Tier.ValueType":
@@ -243,6 +244,7 @@ def load_from_proto(message: pb.Load) -> Load:
 
 def load_to_proto(load: Load) -> pb.Load:
     """How busy a worker is."""
-    facts = dataclasses.asdict(load)
+    facts = flat(load)
+    facts |= {name: [pb.SizedTime(**flat(each)) for each in facts[name]] for name in ("step_times", "handoff_times")}
     proven = facts.pop("proven")
     return pb.Load(**facts, proven=None if proven is None else pb.ProvenChannels(incarnations=proven))

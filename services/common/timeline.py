@@ -1,10 +1,10 @@
 """Where a request's time goes: marks on the monotonic clock, stages between them."""
 
-import dataclasses
 import enum
 import time
 from collections.abc import Callable
 
+from services.common.flat import flat
 from services.common.types import StageTimes
 
 
@@ -70,8 +70,8 @@ class Timeline:
 
 def merge_stages(first: StageTimes, *others: StageTimes) -> StageTimes:
     """Puts together what several processes measured of one request: per stage the first that is not 0."""
-    merged = dataclasses.asdict(first)
+    merged = flat(first)
     for other in others:
-        for name, value in dataclasses.asdict(other).items():
+        for name, value in flat(other).items():
             merged[name] = merged[name] or value
     return StageTimes(**merged)

@@ -1,9 +1,9 @@
 """Collects where one request's time goes: what the workers report, and what this frontend sees for itself."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 
+from services.common.flat import flat
 from services.common.timeline import Mark, Timeline, merge_stages
 from services.common.types import StageTimes
 
@@ -32,7 +32,7 @@ class StageRecord:
     def report(self, stages: StageTimes) -> None:
         """Takes what a worker measured of its own stages; what cannot be is left out."""
         longest = self._timeline.since(Mark.RECEIVED) + _CLOCKS_DIFFER_NS
-        measured = dataclasses.asdict(stages)
+        measured = flat(stages)
         possible = {name: ns for name, ns in measured.items() if name not in _OWN and 0 <= ns <= longest}
         self._reported = merge_stages(self._reported, StageTimes(**possible))
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import grpc
 
+from services.common.flat import flat
 from services.common.rpc.tracing import set_span_stages
 from services.common.types import StageTimes
 
@@ -22,7 +23,7 @@ def set_stage_metadata(context: "grpc.aio.ServicerContext[Any, Any]", stages: St
     """
     set_span_stages(stages)
     kept = [(key, value) for key, value in cast(Any, context).trailing_metadata() or () if not key.startswith(_PREFIX)]
-    times = dataclasses.asdict(stages)
+    times = flat(stages)
     added = [(f"{_PREFIX}{name}{_SUFFIX}", str(times[f"{name}_ns"])) for name in _NAMES if times[f"{name}_ns"]]
     context.set_trailing_metadata(tuple([*kept, *added]))
 
