@@ -142,6 +142,9 @@ class SinkKeys:
         except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError) as error:
             call.cancel()
             raise ChannelBroken("the source did not answer the rendezvous in time") from error
+        finally:
+            # The call keeps its error, the error this frame, and the frame all those of gloo, with sockets and thread.
+            del call
 
 
 class PairStore(Store):

@@ -1,8 +1,11 @@
 """Keys through which two sides find each other: waits end, bounds hold, errors are typed."""
 
 import asyncio
+import contextlib
+import gc
 import threading
 import time
+import weakref
 from datetime import timedelta
 
 import pytest
@@ -96,3 +99,26 @@ async def test_torch_gets_the_errors_of_a_store() -> None:
     assert store.get("k") == b"v"
     with pytest.raises(RuntimeError, match="did not come"):
         await asyncio.to_thread(store.wait, ["missing"], timedelta(seconds=0.01))
+
+
+async def test_a_failed_read_keeps_nothing_of_who_reads() -> None:
+    """A pair that could not be built is freed at once, with its sockets and thread, and not by a garbage collection."""
+
+    class Device:
+        """Stands for what gloo holds meanwhile."""
+
+    async def refuse(key: str, value: bytes | None, deadline: float) -> bytes:
+        raise ChannelBroken("the channel is gone")
+
+    def build(keys: SinkKeys) -> "weakref.ref[Device]":
+        device = Device()
+        with contextlib.suppress(ChannelBroken):
+            keys.get("k", 20.0)
+        return weakref.ref(device)
+
+    gc.disable()
+    try:
+        device = await asyncio.to_thread(build, SinkKeys(refuse))
+        assert device() is None
+    finally:
+        gc.enable()
