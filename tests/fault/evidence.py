@@ -90,10 +90,14 @@ class Evidence:
         """The requests of one part."""
         return [record for record in self.records if record.part is part]
 
-    def moved(self, metric: str) -> float:
-        """By how much a metric's sample grew, over all processes that live on."""
+    def moved(self, sample: str) -> float:
+        """By how much a sample of a metric, or a worker's count, grew over all processes that live on."""
         return sum(
-            state.metrics.get(metric, 0.0) - self.before[name].metrics.get(metric, 0.0)
+            _value(state, sample) - _value(self.before[name], sample)
             for name, state in self.after.items()
             if name in self.before and self.before[name].incarnation == state.incarnation
         )
+
+
+def _value(state: ProcessState, sample: str) -> float:
+    return state.metrics.get(sample, state.counts.get(sample, 0))

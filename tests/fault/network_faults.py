@@ -40,7 +40,7 @@ def hurt_link_of_holder(kind: str, how: Hurt) -> Fault:
             finally:
                 await scene.cluster.links.heal(name)
             healed = time.monotonic()
-            await _serves_again(steady, victim, healed)
+            await serves_again(steady, victim, healed)
         await settled(scene.cluster)
 
     return hurt
@@ -74,7 +74,7 @@ async def settled(cluster: Cluster) -> None:
             await asyncio.sleep(0.2)
 
 
-async def _serves_again(steady: Steady, victim: str, since: float) -> None:
+async def serves_again(steady: Steady, victim: str, since: float) -> None:
     """Waits until a request of the load that began after a moment was served by a worker, over its links."""
 
     def served() -> bool:

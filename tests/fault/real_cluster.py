@@ -31,6 +31,7 @@ from tests.fault.phases import CHUNK_TOKENS
 from tests.fault.samples import asked, scraped
 from tests.fault.scenario import Load, Topology
 from tests.harness.checkpoints import reference_tokens, tiny_checkpoint
+from tests.harness.ordered_faults import HurtOrder, OrdersByFile
 from tests.harness.paused_worker import VERSION_VARIABLE
 from tests.harness.pauses import FOLDER_VARIABLE, Pause, PauseFolder
 from tests.harness.processes import ALWAYS_SPLIT
@@ -63,6 +64,7 @@ class RealCluster:
         self._folder = folder
         self._pauses = PauseFolder(folder / "pauses")
         self._slowness = SlownessFiles(self._pauses.folder)
+        self._hurts = OrdersByFile(self._pauses.folder)
         self.links = ClusterLinks(folder)
         self.plan = _plan(topology, self._checkpoint, self._pauses.folder)
         lead = self.links.lead if topology.is_proxied else lead
@@ -153,8 +155,11 @@ class RealCluster:
         await self.start(name, **flags)
         return name
 
-    def hurt(self, share: float) -> None:
-        self._pauses.hurt(share)
+    def hurt(self, order: HurtOrder) -> None:
+        self._hurts.give(order)
+
+    def num_hurt(self, name: str) -> int:
+        return self._hurts.num_hurt(name)
 
     def pause(self, pause: Pause) -> None:
         self._pauses.pause(pause)

@@ -13,6 +13,7 @@ from services.common.sampling import SamplingParams
 from services.common.types import Tier
 from tests.fault.cluster_links import ClusterLinks
 from tests.fault.evidence import OK, Evidence, Part, ProcessState, Record
+from tests.harness.ordered_faults import HurtOrder
 from tests.harness.pauses import Pause
 
 
@@ -101,8 +102,12 @@ class Cluster(Protocol):
         """From now on every step of a worker takes so many times as long as usual; 1 is as usual."""
         ...
 
-    def hurt(self, share: float) -> None:
-        """From now on this share of the messages of KV is hurt on its way, in any way."""
+    def hurt(self, order: HurtOrder) -> None:
+        """From now on messages of KV are hurt on their way as the order says, and as no earlier one did."""
+        ...
+
+    def num_hurt(self, name: str) -> int:
+        """Messages of KV of a worker that were hurt so far."""
         ...
 
     def pause(self, pause: Pause) -> None:
@@ -193,11 +198,11 @@ class Expectation:
     """What must follow, beyond what always holds.
 
     `statuses` says how requests of a part may end (default: OK alone), `moves` how often a subject that ends well moves
-    (least, most), `metrics` by how much a metric grows over all surviving processes (least, most), `exits` the exit
-    codes of victims. `unready` names others than the victims that may stop serving. Requests of a frontend that is a
-    victim may also end as `lost_with_frontend` says. New requests that are refused are so within `refused_within_s`,
-    and told when to come back where `is_hinted`. Subjects that the fault touched go on or end `moved_within_s`.
-    `are_gaps_judged` is False where the load itself changes.
+    (least, most), `metrics` by how much a metric or a worker's count grows over all surviving processes (least, most),
+    `exits` the exit codes of victims. `unready` names others than the victims that may stop serving. Requests of a
+    frontend that is a victim may also end as `lost_with_frontend` says. New requests that are refused are so within
+    `refused_within_s`, and told when to come back where `is_hinted`. Subjects that the fault touched go on or end
+    `moved_within_s`. `are_gaps_judged` is False where the load itself changes.
     """
 
     statuses: Mapping[Part, tuple[str, ...]] = field(default_factory=dict)

@@ -32,8 +32,9 @@ from tests.fault.scenario import Topology
 from tests.fault.simulated_engine import SimulatedEngine, SimulatedGate
 from tests.fault.simulated_roles import BUILD, DIRECTORY, ROLES, SETTINGS
 from tests.harness.fake_engine import FakeLimits, expected_tokens
-from tests.harness.faulty_transport import HURTS, FaultyTransport, RandomFaults
+from tests.harness.faulty_transport import FaultyTransport
 from tests.harness.memory_rpc import Network, current_process
+from tests.harness.ordered_faults import HurtOrder, OrderedFaults
 from tests.harness.pauses import Pause, PausedTransport, Point
 from tests.harness.text_checkpoint import text_checkpoint
 from tests.harness.virtual_time import VirtualClock, queue_for, threading_for
@@ -71,7 +72,7 @@ class SimulatedCluster:
         self.links = ClusterLinks(Path())  # none: there is no TCP here
         self.network = Network()
         self.exchange = VirtualExchange(clock, self.network)
-        self.hurts = RandomFaults(0.0, HURTS, seed)
+        self.hurts: dict[str, OrderedFaults] = {}
         self.pauses: dict[tuple[str, Point], int] = {}
         self.standing: set[str] = set()
         self.engines: dict[str, SimulatedEngine] = {}
@@ -162,6 +163,7 @@ class SimulatedCluster:
             chunk = CHUNK_TOKENS if role == "prefill" else 64
             limits = FakeLimits(num_blocks=settings.num_blocks or 128, max_num_seqs=8, max_num_batched_tokens=chunk)
             layout = self.layouts.get(name, {})
+            self.hurts.setdefault(name, OrderedFaults(name))
             self.engines[name] = SimulatedEngine(self, name, limits, self._seed + self._count, layout)
 
         async def begin() -> None:
@@ -181,8 +183,12 @@ class SimulatedCluster:
     def slow_down(self, name: str, times: float) -> None:
         self.engines[name].slowness = times
 
-    def hurt(self, share: float) -> None:
-        self.hurts.share = share
+    def hurt(self, order: HurtOrder) -> None:
+        for hurts in self.hurts.values():
+            hurts.obey(order)
+
+    def num_hurt(self, name: str) -> int:
+        return self.hurts[name].num_hurt
 
     def pause(self, pause: Pause) -> None:
         self.pauses[pause.tier, pause.point] = pause.at
@@ -233,8 +239,9 @@ class SimulatedCluster:
             yield
 
     def _open_transport(self, meeting: Any, timeout_s: float) -> Any:
-        opened = FaultyTransport(self.exchange.open(meeting, timeout_s), self.hurts)
-        return PausedTransport(opened, SimulatedGate(self, current_process().partition("#")[0]))
+        name = current_process().partition("#")[0]
+        opened = FaultyTransport(self.exchange.open(meeting, timeout_s), self.hurts[name])
+        return PausedTransport(opened, SimulatedGate(self, name))
 
     def _settings(self, name: str, flags: dict[str, str]) -> Any:
         role = _role(name)

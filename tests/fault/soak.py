@@ -29,6 +29,7 @@ from tests.fault.network_faults import random_network_faults
 from tests.fault.real_cluster import real_cluster
 from tests.fault.scenario import Cluster, Topology
 from tests.fault.soak_report import Report
+from tests.harness.ordered_faults import UNHURT, HurtOrder
 
 TOPOLOGY = Topology(frontend=2, prefill=2, decode=2, is_proxied=True)
 CHURNING = Topology(frontend=1, prefill=1, decode=1)
@@ -176,9 +177,9 @@ class Soak:
         await self._cluster.thaw(name)
 
     async def _hurt(self) -> None:
-        self._cluster.hurt(HURT_SHARE)
+        self._cluster.hurt(HurtOrder(share=HURT_SHARE))
         await asyncio.sleep(self._chance.uniform(*FROZEN_S))
-        self._cluster.hurt(0.0)
+        self._cluster.hurt(UNHURT)
 
     async def _cancel_many(self) -> None:
         records = [self._ask(Part.SUBJECT) for _ in range(BURST)]

@@ -9,7 +9,6 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ class FaultPlan:
 
 
 class RandomFaults(FaultPlan):
-    """Hurts every message but the probe with probability `share`, which may change; `num_hurt` says how many.
+    """Hurts every message but the probe with probability `share`; `num_hurt` says how many.
 
     Thread: shared by the channels of a process.
     """
@@ -63,7 +62,7 @@ class RandomFaults(FaultPlan):
     def __init__(self, share: float, kinds: Sequence[Fault], seed: int) -> None:
         super().__init__()
         self.num_hurt = 0
-        self.share = share
+        self._share = share
         self._kinds = kinds
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
@@ -71,23 +70,10 @@ class RandomFaults(FaultPlan):
     def take(self, position: int) -> Fault | None:
         """The fault for this message, if any."""
         with self._lock:
-            if position == 0 or self._rng.random() >= self.share:
+            if position == 0 or self._rng.random() >= self._share:
                 return None
             self.num_hurt += 1
             return self._rng.choice(self._kinds)
-
-
-class OrderedFaults(RandomFaults):
-    """As `RandomFaults`, with the share that a file says, from another process; none where there is no file."""
-
-    def __init__(self, order: Path, kinds: Sequence[Fault], seed: int) -> None:
-        super().__init__(0.0, kinds, seed)
-        self._order = order
-
-    def take(self, position: int) -> Fault | None:
-        """The fault for this message, if any."""
-        self.share = float(self._order.read_text()) if self._order.exists() else 0.0
-        return super().take(position)
 
 
 class FaultyTransport:

@@ -24,8 +24,9 @@ from services.kvtransfer.transport.base import Transports
 from services.prefill import config as prefill_config
 from services.prefill.server import PrefillTier
 from services.worker.process import Parts, WorkerProcess
-from tests.harness.faulty_transport import HURTS, OrderedFaults, faulty
-from tests.harness.pauses import FOLDER_VARIABLE, HURT_SUFFIX, FileGate, PausedEngine, paused_transports
+from tests.harness.faulty_transport import faulty
+from tests.harness.ordered_faults import FaultsByFile
+from tests.harness.pauses import FOLDER_VARIABLE, FileGate, PausedEngine, paused_transports
 from tests.harness.proxied_keys import through
 from tests.harness.proxy_desk import asking_port_of
 from tests.harness.slow_engine import SlowEngine, SlownessFiles
@@ -42,7 +43,7 @@ def main(tier: Tier, argv: list[str]) -> int:
     def build_tier(settings: Any, parts: Parts) -> Any:
         folder = Path(os.environ[FOLDER_VARIABLE])
         gate = FileGate(folder, tier.value, parts.info.worker_id)
-        plan = OrderedFaults(folder.with_suffix(HURT_SUFFIX), HURTS, os.getpid())
+        plan = FaultsByFile(folder, parts.info.worker_id)
         hurt = {name: faulty(opening, plan) for name, opening in _proxied(tier).items()}
         # The one table of transports that every part of the process looks them up in.
         cast(dict[str, Any], available.AVAILABLE).update(paused_transports(hurt, gate))

@@ -2,11 +2,14 @@
 
     CHUNK   before a step that computes a prompt at position `at` or later
     STEP    before a step that samples the token of index `at` or later
-    SEND    before message number `at` of a channel or a later one leaves (0 is the probe)
+    SEND    before message number `at` of a channel or a later one leaves (0 is the probe, or the sink's proof)
+    JOIN    before a side of a new channel joins the other one: nothing of it is known
+    MEET    before it reads where the other one is: that one can know where it is itself
 
 Production code knows nothing of it: `PausedEngine` and `paused_transports` stand in for what the worker would use.
 """
 
+import dataclasses
 import enum
 import os
 from collections.abc import Sequence
@@ -19,11 +22,10 @@ from torch import Tensor
 
 from services.common.errors import ChannelBroken
 from services.engine.batch import BatchItem, ItemResult
+from services.kvtransfer.rendezvous import Keys
 from services.kvtransfer.transport.base import Meeting, OpenTransport, Transport, Transports
 
 FOLDER_VARIABLE = "BATON_TEST_PAUSES"
-# Beside the folder: the share of the messages that senders hurt (see `faulty_transport.OrderedFaults`).
-HURT_SUFFIX = ".hurt"
 # A test that forgot to go on must not leave a process that stands still for ever.
 LONGEST_S = 60.0
 _LOOK_AGAIN_S = 0.005
@@ -35,6 +37,8 @@ class Point(enum.Enum):
     CHUNK = "chunk"
     STEP = "step"
     SEND = "send"
+    JOIN = "join"
+    MEET = "meet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +98,6 @@ class PauseFolder:
         for path in self.folder.iterdir():
             path.unlink(missing_ok=True)
 
-    def hurt(self, share: float) -> None:
-        """From now on this share of the messages of KV is hurt."""
-        fresh = self.folder.with_suffix(".fresh")
-        fresh.write_text(str(share))
-        os.replace(fresh, self.folder.with_suffix(HURT_SUFFIX))
-
     def paused(self) -> set[str]:
         """Workers that stand still."""
         return {path.stem for path in self.folder.glob("*.paused")}
@@ -157,13 +155,35 @@ class PausedTransport:
         self._inner.abort()
 
 
+class PausedKeys:
+    """Keys of a channel that ask a gate before what the other side has set is read. Thread: the channel's."""
+
+    def __init__(self, keys: Keys, gate: Gate) -> None:
+        self._keys = keys
+        self._gate = gate
+        self._own: set[str] = set()
+
+    def set(self, key: str, value: bytes, timeout_s: float) -> None:
+        """As the keys'."""
+        self._own.add(key)
+        self._keys.set(key, value, timeout_s)
+
+    def get(self, key: str, timeout_s: float) -> bytes:
+        """As the keys', later."""
+        if key not in self._own:
+            self._gate.pass_by(Point.MEET, 0)
+        return self._keys.get(key, timeout_s)
+
+
 def paused_transports(transports: Transports, gate: Gate) -> Transports:
-    """The same transports, each asking the gate before it sends."""
+    """The same transports, each asking the gate while it joins the other side and before it sends."""
     return {name: _paused(opening, gate) for name, opening in transports.items()}
 
 
 def _paused(opening: OpenTransport, gate: Gate) -> OpenTransport:
     def build(meeting: Meeting, timeout_s: float) -> Any:
+        gate.pass_by(Point.JOIN, 0)
+        meeting = dataclasses.replace(meeting, keys=PausedKeys(meeting.keys, gate))
         return PausedTransport(opening(meeting, timeout_s), gate)
 
     return build
