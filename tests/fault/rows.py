@@ -6,6 +6,7 @@ from tests.fault.phases import AFTER_TRANSFER, DECODE_PHASES, EVERY_PHASE, PREFI
 from tests.fault.rows_load import F11, F15, F19, F20, F21, F23, F24
 from tests.fault.rows_network import F12
 from tests.fault.rows_processes import F3, F4, F5, F6, F7, F8, F26
+from tests.fault.rows_setup import F22
 from tests.fault.rows_transfers import F13, F14
 from tests.fault.scenario import Expectation, Load, Scenario
 
@@ -54,6 +55,6 @@ F10 = [
     for phase in EVERY_PHASE
 ]
 
-ROWS = (F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, *F12, F13, F14, F15, F19, F20, F21, F23, F24, F26)
+ROWS = (F1, F2, F3, F4, F5, F6, F7, F8, F9, F10, F11, *F12, F13, F14, F15, F19, F20, F21, *F22, F23, F24, F26)
 SIMULATED = [scenario for row in ROWS for scenario in row if not scenario.is_real_only]
 REAL = [cases for row in ROWS if (cases := [scenario for scenario in row if not scenario.is_simulated_only])]
