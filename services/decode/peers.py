@@ -7,6 +7,7 @@ from typing import Protocol
 
 from services.common.log import get_logger
 from services.common.types import Membership, Tier, WorkerInfo
+from services.kvtransfer.background import Background
 
 # Time that whoever knows the peers has to name them; a directory that is away must not keep a worker from serving.
 _HEAR_TIMEOUT_S = 2.0
@@ -27,7 +28,7 @@ class Channels(Protocol):
 
 
 class Peers:
-    """Follows the membership for one decode worker; owns one task.
+    """Follows the membership for one decode worker; owns a task for that and one for each channel that is opened.
 
     Args:
         watch: Yields the membership, now and after each change: a directory's, or addresses given by hand.
@@ -41,8 +42,8 @@ class Peers:
         self._channels = channels
         self._known: Mapping[str, WorkerInfo] = {}
         self._task: asyncio.Task[None] | None = None
+        self._connecting = Background()
         self._heard = asyncio.Event()
-        self._tried = asyncio.Event()
 
     def start(self) -> None:
         """Begins to follow."""
@@ -50,12 +51,12 @@ class Peers:
 
     async def settle(self, timeout_s: float) -> None:
         """Waits until a channel to every peer known at the start is proven or has failed, at most so long."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(timeout_s):
                 async with asyncio.timeout(_HEAR_TIMEOUT_S):
                     await self._heard.wait()
-                await self._tried.wait()
-        if not self._tried.is_set():
+                await self._connecting.finished()
+        except TimeoutError:
             _log.warning("peers_not_settled", peers=len(self._known))
 
     async def close(self) -> None:
@@ -63,10 +64,11 @@ class Peers:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self._connecting.close()
 
     def stats(self) -> dict[str, int]:
-        """Prefill workers that are followed."""
-        return {"peers": len(self._known)}
+        """Prefill workers that are followed, and those to which a channel is being opened for the first time."""
+        return {"peers": len(self._known), "peers_connecting": len(self._connecting)}
 
     async def _follow(self) -> None:
         async with contextlib.aclosing(self._watch()) as memberships:
@@ -74,16 +76,19 @@ class Peers:
                 await self._apply(membership)
 
     async def _apply(self, membership: Membership) -> None:
-        self._heard.set()
         wanted = wanted_peers(membership, self._worker_id)
         for worker_id in self._known.keys() - wanted.keys():
             await self._channels.disconnect(worker_id)
         fresh = [worker for worker_id, worker in wanted.items() if self._known.get(worker_id) != worker]
         self._known = wanted
-        await asyncio.gather(*(self._connect(worker) for worker in fresh))
-        self._tried.set()
+        for worker in fresh:
+            self._connecting.start(self._connect(worker))
+        self._heard.set()
 
     async def _connect(self, worker: WorkerInfo) -> None:
+        """Opens a channel; a peer that does not answer holds up neither the others nor what becomes known later."""
+        if self._known.get(worker.worker_id) != worker:
+            return
         try:
             await self._channels.connect(worker)
         except Exception as error:  # noqa: BLE001 - one peer that cannot be reached must not stop the others

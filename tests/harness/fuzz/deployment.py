@@ -30,7 +30,8 @@ _HELD = ("blocks_held", "live_requests", "source_tickets", "source_fetches_waiti
 _RUNNING = ("running_requests", "waiting_requests", "rpcs_in_flight", "tokenizer_calls")
 PROMPT = list(range(3, 21))
 TOKENS = 12
-FRONTENDS = 2
+# Who keeps a watch of tokens at a worker: both frontends, and the worker's own client in this test.
+CLIENTS = 3
 
 
 @dataclass
@@ -99,10 +100,10 @@ class Deployment:
         return {name: held for name, held in left.items() if held}
 
     def calls(self) -> list[int]:
-        """Calls that run now, by worker, without open channels and the watches of tokens that the frontends keep."""
+        """Calls that run now, by worker, without open channels and the watches of tokens that clients keep."""
         loads = [worker.tier.load() for worker in self.workers]
         watches = [load.counters.get("token_watches", 0) for load in loads]
-        kept = [min(count, FRONTENDS) for count in watches]
+        kept = [min(count, CLIENTS) for count in watches]
         running = [
             worker.server.stats()["rpcs_in_flight"] - count for worker, count in zip(self.workers, kept, strict=True)
         ]
