@@ -87,6 +87,13 @@ struct Item {
     int64_t request, head, begin, end, slot;
 };
 
+// Blocks lie anywhere and are too short for the processor to see what comes next.
+template <typename T>
+inline void fetch(const T* rows, int64_t elements) {
+    const char* line = reinterpret_cast<const char*>(rows);
+    for (const char* end = line + elements * sizeof(T); line < end; line += 64) __builtin_prefetch(line, 0, 2);
+}
+
 // One chunk of one KV head: for each query head of its group the largest score, the sum of weights, the sum of values.
 template <typename T, int D>
 void attend_chunk(const Batch<T>& batch, const Item& item, float* partial) {
@@ -103,6 +110,8 @@ void attend_chunk(const Batch<T>& batch, const Item& item, float* partial) {
     for (int64_t position = item.begin; position < item.end;) {
         const int64_t inside = position % size, last = std::min(item.end, position - inside + size);
         const T* keys = plane + (table[position / size] * size + inside) * dim;
+        if (last < item.end) fetch(plane + table[last / size] * size * dim, std::min(size, item.end - last) * dim);
+        fetch(keys + to_values, (last - position) * dim);
         for (int64_t g = 0; g < group; g++)
             score<T, D>(query + g * batch.query_head, keys, last - position, dim,
                         scores + g * CHUNK + position - item.begin);
