@@ -35,7 +35,7 @@ class DecodeClient:
             BatonError: what the worker answered, or why it could not be asked.
         Cancel: close the iterator; the worker stops within one step.
         """
-        async with self._tokens.reading() as (reading, place):
+        async with self._tokens.reading(request.deadline) as (reading, place):
             call = self._start(request, place)
             following = asyncio.create_task(self._follow(call, reading))
             try:

@@ -21,7 +21,7 @@ class Reading:
         self._watched = 0
         self._last: DecodeEvent | None = None
         self._error: BatonError | None = None
-        self._is_ended = False
+        self._is_ended = self._is_whole = False
         self._wake = asyncio.Event()
         self._is_taken = asyncio.Event()
         self._is_taken.set()
@@ -49,8 +49,9 @@ class Reading:
         self._wake.set()
 
     def fail(self, error: BatonError) -> None:
-        """The request failed; the first error counts."""
-        self._error = self._error or error
+        """The request failed; the first error counts, and none once the last event was taken."""
+        if not self._is_whole:
+            self._error = self._error or error
         self._wake.set()
 
     def close(self) -> None:
@@ -85,7 +86,7 @@ class Reading:
 
     def _take_last(self, last: DecodeEvent) -> DecodeEvent:
         self.close()
-        self._last = None
+        self._last, self._is_whole = None, True
         self._pending.extend(last.choices)
         return DecodeEvent(choices=self._take_pending(), summary=last.summary)
 

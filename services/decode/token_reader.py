@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from services.common.errors import BatonError, Internal, PeerIncompatible, PeerUnreachable
+from services.common.errors import BatonError, DeadlineExceeded, PeerError, PeerIncompatible, PeerUnreachable
 from services.common.log import get_logger
 from services.common.rpc.channel import answered, rpc_errors
 from services.common.types import ChoiceTokens
@@ -84,7 +84,7 @@ class Watch:
             error = caught
         except Exception:  # noqa: BLE001 - whatever escapes must reach the requests, or they would wait for ever
             _log.exception("token_watch_failed", peer=self._peer)
-            error = Internal(f"reading the tokens of {self._peer} failed; the log has the reason")
+            error = PeerError(f"{self._peer} sent tokens that cannot be read; the log has the reason")
         self._is_retired = True
         for reading in self._readings.values():
             reading.fail(error)
@@ -102,14 +102,14 @@ class TokenReader:
         self._opening = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def reading(self) -> AsyncGenerator[tuple[Reading, Place | None], None]:
+    async def reading(self, deadline: float) -> AsyncGenerator[tuple[Reading, Place | None], None]:
         """What a request reads, and its place for the request; None where the worker knows no watches.
 
         Raises:
-            BatonError: the worker cannot be asked.
+            BatonError: the worker cannot be asked, or does not answer in time (`deadline` is monotonic).
         """
         reading = Reading(self._peer)
-        watch = await self._open_watch()
+        watch = await self._within(deadline)
         place = None if watch is None else watch.join(reading)
         try:
             yield reading, place
@@ -117,6 +117,17 @@ class TokenReader:
             reading.close()
             if watch is not None and place is not None:
                 watch.leave(place)
+
+    async def _within(self, deadline: float) -> Watch | None:
+        """A watch that takes the request; whoever waits for another's opening waits no longer either."""
+        limit = min(deadline, time.monotonic() + OPEN_TIMEOUT_S)
+        try:
+            async with asyncio.timeout_at(limit):
+                return await self._open_watch()
+        except TimeoutError:
+            if limit == deadline:
+                raise DeadlineExceeded(f"{self._peer} did not answer within the time that was left") from None
+            raise PeerUnreachable(f"{self._peer} did not answer within {OPEN_TIMEOUT_S:g} s") from None
 
     async def _open_watch(self) -> Watch | None:
         async with self._opening:
@@ -132,13 +143,10 @@ class TokenReader:
         call = self._open_call(watch_id)
         try:
             with rpc_errors(self._peer):
-                async with asyncio.timeout(OPEN_TIMEOUT_S):
-                    first = await call.read()
+                first = await call.read()
         except PeerIncompatible:
             self._is_served = False
             return None
-        except TimeoutError:
-            raise PeerUnreachable(f"{self._peer} did not answer within {OPEN_TIMEOUT_S:g} s") from None
         if first is grpc.aio.EOF:
             raise PeerUnreachable(f"{self._peer} stops and sends no more tokens; another worker may")
         return Watch(watch_id, call, self._parts, self._peer)

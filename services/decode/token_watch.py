@@ -16,6 +16,8 @@ from services.decode.place import Place
 from services.decode.stream import TokenStream
 
 MAX_WATCHES = 1024
+# A watch that nobody reads takes no new request once it holds what so many may leave unread.
+MAX_UNREAD_REQUESTS = 16
 
 
 class TokenWatch:
@@ -38,10 +40,13 @@ class TokenWatch:
 
         Raises:
             InvalidRequest: another request has the key.
+            Overloaded: too much is unread already, also of requests that are over.
             PeerUnreachable: the watch has ended.
         """
         if self._is_closed:
             raise _gone()
+        if sum(self._unread.values()) >= MAX_UNREAD_REQUESTS * self._max_tokens:
+            raise Overloaded("the watch is full of unread tokens; read it, or open another one", retry_after_s=1.0)
         if key in self._streams:
             raise InvalidRequest(FieldViolation("watch_key", "is in use; take another one for each request"))
         self._streams[key] = stream
@@ -115,6 +120,7 @@ class TokenWatches:
         Raises:
             PeerUnreachable: there is no such watch; it ended.
             InvalidRequest: the place is taken.
+            Overloaded: nobody reads the watch.
         """
         if place is None:
             yield

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 from baton.v1 import decode_pb2, decode_pb2_grpc
 
-from services.common.errors import PeerUnreachable
+from services.common.errors import DeadlineExceeded, PeerUnreachable
 from services.common.rpc.channel import open_channel
 from services.common.sampling import SamplingParams
 from services.common.types import Tier
@@ -118,3 +119,22 @@ async def test_a_worker_without_watches_sends_tokens_over_each_call() -> None:
             assert ids(tokens[0]) == [1, 2, 3]
         assert not client._tokens._is_served
         assert [request.watch_id for request in worker.requests] == ["", ""]
+
+
+async def test_a_worker_that_says_nothing_is_not_waited_for() -> None:
+    """Neither by the request that opens the watch nor by those that wait for it: each has its own deadline."""
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        silent.append(writer)
+
+    silent: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with open_channel(f"{host}:{port}") as channel:
+            client = DecodeClient(channel, "worker")
+            deadline = time.monotonic() + 0.2
+            tasks = [collect(client.decode(work(prompt, LONG, deadline=deadline))) for prompt in PROMPTS]
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in silent:
+            writer.close()
+    assert [type(end) for end in ends] == [DeadlineExceeded] * len(PROMPTS)

@@ -64,6 +64,16 @@ async def test_what_came_before_a_failure_is_read_first() -> None:
         await reading.take()
 
 
+async def test_nothing_fails_an_answer_that_is_whole() -> None:
+    """The watch may end before the request's own call does."""
+    reading = Reading("w")
+    reading.called(last(0, watched=0))
+    assert await reading.take() == DecodeEvent(choices=(part(0),), summary=SUMMARY)
+    reading.fail(PeerUnreachable("late"))
+    reading.end()
+    assert await reading.take() is None
+
+
 async def test_a_slow_reader_loses_its_request() -> None:
     """What is unread is bounded."""
     reading = Reading("w")

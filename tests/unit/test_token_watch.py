@@ -9,7 +9,7 @@ from services.common.types import ChoiceTokens, Token
 from services.decode.messages import Progress
 from services.decode.place import Place
 from services.decode.stream import TokenStream
-from services.decode.token_watch import MAX_WATCHES, TokenWatches
+from services.decode.token_watch import MAX_UNREAD_REQUESTS, MAX_WATCHES, TokenWatches
 
 
 def part(first: int, count: int = 1, choice: int = 0) -> ChoiceTokens:
@@ -57,6 +57,21 @@ async def test_too_many_unread_tokens_end_their_request_alone(watches: TokenWatc
         assert not slow.put((part(4),), None)
         assert isinstance(slow.error, Overloaded)
         assert other.put((part(0, 4),), None)
+
+
+async def test_a_watch_that_nobody_reads_takes_no_more_requests(watches: TokenWatches) -> None:
+    """What finished requests left there is bounded, too; once it is read there is room again."""
+    watch = watches.open("w")
+    for key in range(MAX_UNREAD_REQUESTS):
+        stream = TokenStream(9)
+        with watches.joined(Place("w", key), stream):
+            stream.put((part(0, 4),), None)
+            stream.put((), Progress())
+    with pytest.raises(Overloaded, match="unread"), watches.joined(Place("w", 99), TokenStream(9)):
+        pass
+    assert len(await watch.take() or {}) == MAX_UNREAD_REQUESTS
+    with watches.joined(Place("w", 99), TokenStream(9)):
+        pass
 
 
 async def test_requests_end_with_their_watch(watches: TokenWatches) -> None:
