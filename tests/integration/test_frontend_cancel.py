@@ -27,6 +27,7 @@ async def _cancel(waiting: asyncio.Task[Output]) -> None:
 
 
 async def _both_are_asked(running: Cluster) -> None:
+    """A leg that never got there could not be seen to be withdrawn."""
     await within(running.prefill.asked.wait())
     await within(running.decode.asked.wait())
 
@@ -53,6 +54,7 @@ async def test_cancel_during_the_handoff_gives_the_ticket_back() -> None:
     async with cluster(script) as running:
         outputs = running.generate()
         await within(anext(outputs))
+        await _both_are_asked(running)
         await _cancel(await _start(outputs))
         await within(running.decode.cancelled.wait())
         await within(running.prefill.was_released.wait())

@@ -43,6 +43,13 @@ async def _token(call: Any) -> str:
     return first.resume_token
 
 
+async def _first_piece(running: Cluster, call: Any) -> pb.GenerateResponse:
+    """The first token's, which prefill brings; decode has been asked by then, so that it can be seen to be stopped."""
+    piece = await within(call.read())
+    await within(running.decode.asked.wait())
+    return piece
+
+
 async def _all(call: Any) -> list[pb.GenerateResponse]:
     messages = []
     while (message := await call.read()) is not grpc.aio.EOF:
@@ -101,7 +108,7 @@ async def test_window_ends_the_request_on_the_workers() -> None:
     async with cluster(script, resume_window_s=0.1) as running:
         call = _start(running)
         token = await _token(call)
-        await within(call.read())
+        await _first_piece(running, call)
         call.cancel()
         await within(running.decode.cancelled.wait())
         await eventually(lambda: not any(_kept(running)))
@@ -124,7 +131,7 @@ async def test_cancel_stops_the_compute_at_once() -> None:
     async with cluster(script) as running:
         call = _start(running)
         token = await _token(call)
-        await within(call.read())
+        await _first_piece(running, call)
         assert await _cancel(running, token)
         await within(running.decode.cancelled.wait())
         error = from_rpc_error(await within(running.fails(call)), "the frontend")
@@ -185,7 +192,7 @@ async def test_plain_request_still_ends_with_its_call() -> None:
     script = _held(Script(ANSWER))
     async with cluster(script) as running:
         call = running.raw(pb.GenerateRequest(text="hello", sampling=SAMPLING))
-        assert not (await within(call.read())).resume_token
+        assert not (await _first_piece(running, call)).resume_token
         call.cancel()
         await within(running.decode.cancelled.wait())
         assert not any(_kept(running))

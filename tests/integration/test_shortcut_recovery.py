@@ -1,5 +1,6 @@
 """Requests that decode runs alone by choice move and are hedged as any others."""
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
@@ -80,7 +81,12 @@ async def test_a_late_first_token_is_hedged() -> None:
         await running.idle()
         first.script = Script(ANSWER)
         first.script.handoff.clear()
-        outputs = await running.outputs()
+        other.script.handoff.clear()
+        first.asked.clear()
+        answer = asyncio.create_task(running.outputs())
+        await within(first.asked.wait())  # a call that never got there could not be seen to be cancelled
+        other.script.handoff.set()
+        outputs = await within(answer)
         completion = completion_of(outputs)
         assert tokens_of(outputs) == ANSWER
         assert (completion.hedged, completion.decode_worker_id) == (True, other.worker_id)
