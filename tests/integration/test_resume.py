@@ -253,6 +253,7 @@ async def test_client_goes_on_by_itself() -> None:
         contextlib.aclosing(client.generate(_asking())) as outputs,
     ):
         seen: list[Output] = [await within(anext(outputs)), await within(anext(outputs))]
+        await within(running.decode.asked.wait())
         link.cut()
         await _unread(running)
         script.steps.set()
@@ -269,6 +270,7 @@ async def test_client_that_closes_its_stream_withdraws_the_request() -> None:
         outputs = running.client.generate(_asking())
         await within(anext(outputs))
         await within(anext(outputs))
+        await within(running.decode.asked.wait())
         await outputs.aclose()
         await within(running.decode.cancelled.wait())
         await eventually(lambda: not any(_kept(running)))
@@ -285,6 +287,7 @@ async def test_client_whose_frontend_forgot_learns_of_the_loss() -> None:
     ):
         await within(anext(outputs))
         await within(anext(outputs))
+        await within(running.decode.asked.wait())
         link.cut()
         await within(running.decode.cancelled.wait())  # the window is over before the client comes back
         with pytest.raises(PeerUnreachable):
