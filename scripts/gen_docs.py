@@ -24,6 +24,7 @@ from services.frontend.connection import Connection
 from services.frontend.member_rules import MemberRules
 from services.frontend.members import Members
 from services.frontend.metrics import FrontendMetrics
+from services.frontend.resource_collector import ResourceCollector
 from services.frontend.router import Router
 from services.frontend.routing_collector import RoutingCollector
 from services.kvtransfer.directory.config import DirectorySettings
@@ -111,6 +112,7 @@ def registries() -> Iterator[tuple[str, CollectorRegistry]]:
         if process == "frontend":
             members = Members(nobody, "", Connection, rules=MemberRules())  # type: ignore[arg-type]
             RoutingCollector(Router(), members, registry)
+            ResourceCollector(members.stats, registry)
         yield process, registry
 
 

@@ -110,10 +110,10 @@ class Answers:
             await asyncio.wait(self._tasks)
 
     def stats(self) -> dict[str, int]:
-        """Answers that are kept, those that nobody reads, and resumable requests in work."""
+        """Answers that are kept, those that nobody reads, and resumable requests in work. Any thread."""
         return {
             "kept_answers": len(self._kept),
-            "unread_answers": sum(not answer.is_read for answer in self._kept.values()),
+            "unread_answers": sum(not answer.is_read for answer in list(self._kept.values())),
             "resumable_requests": len(self._tasks),
         }
 

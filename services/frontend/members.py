@@ -119,10 +119,10 @@ class Members:
         )
 
     def stats(self) -> dict[str, int]:
-        """Members, those that can be reached, those that finish what they have, and tasks."""
+        """Members, those that can be reached, those that finish what they have, and tasks. Any thread."""
         return {
             "members": len(self._members),
-            "members_reachable": sum(member.is_reachable for member in self._members.values()),
+            "members_reachable": sum(member.is_reachable for member in list(self._members.values())),
             "members_retired": len(self._retired),
             "members_closing": len(self._closing),
         }

@@ -24,6 +24,7 @@ from services.frontend.metrics import FrontendMetrics
 from services.frontend.parts import Parts
 from services.frontend.pipeline import Pipeline
 from services.frontend.releases import TicketReleases
+from services.frontend.resource_collector import ResourceCollector
 from services.frontend.retry_budget import RetryBudget
 from services.frontend.router import Router
 from services.frontend.routing_collector import RoutingCollector
@@ -103,6 +104,7 @@ class FrontendProcess:
             security=settings.public_security(),
             registry=self.registry,
         )
+        ResourceCollector(self.stats, self.registry)
         self._metrics_server: MetricsServer | None = None
         self._readiness: asyncio.Task[None] | None = None
 
@@ -135,7 +137,7 @@ class FrontendProcess:
             self._metrics_server = None
 
     def stats(self) -> dict[str, int]:
-        """Every count of the process, for tests and leak checks."""
+        """Every count of the process, for its metrics, tests and leak checks. Any thread."""
         return {
             **self._server.stats(),
             "running_requests": self._admission.num_holders,

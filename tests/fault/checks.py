@@ -27,14 +27,21 @@ UNTYPED = ("", "UNKNOWN", "INTERNAL")
 
 # What a process owns for requests; nothing of it may be left when none runs. Channels stay, and so do tombstones.
 OWNED = (
-    "blocks_held", "live_requests", "tickets", "held_prompts", "loading", "handoffs", "engine_inbox",
+    "blocks_held", "live_requests", "tickets", "held_prompts", "prompts_ahead", "loading", "handoffs", "engine_inbox",
+    "seats_held", "seats_awaited", "watched_requests",
     "source_tickets", "source_ticket_readers", "source_fetches", "source_fetches_waiting",
-    "sink_fetches", "sink_background_calls",
+    "sink_fetches", "sink_background_calls", "sink_releases",
 )  # fmt: skip
 # Samples of a frontend's metrics; those of `MOVES` have a kind each.
 REQUESTS = "baton_frontend_requests_total{outcome=ok}"
 MOVES = "baton_frontend_moves_total{"
-OWNED_METRICS = ("baton_frontend_inflight_requests",)
+OWNED_METRICS = (
+    "baton_frontend_inflight_requests",
+    *(f"baton_frontend_resources{{name={name}}}" for name in (
+        "running_requests", "waiting_requests", "tokenizer_calls", "kept_answers", "resumable_requests",
+        "ticket_releases_running", "members_retired",
+    )),
+)  # fmt: skip
 
 Complaints = Iterator[str]
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from tests.fault import rows
+from tests.fault.checks import OWNED, OWNED_METRICS
 from tests.fault.evidence import Evidence
 from tests.fault.phases import MID_DECODE
 from tests.fault.play import judge, play
@@ -45,6 +46,17 @@ def test_broken_recovery_is_found():
     broken = dataclasses.replace(scenario, topology=topology)
     with pytest.raises(AssertionError, match=r"subject.* ended with UNAVAILABLE"):
         judge(broken, simulate(broken, 0))
+
+
+def test_all_that_must_come_to_rest_is_told():
+    """Every count that C3 looks at is told by some process: a name that nobody has would always be at rest."""
+
+    async def main(clock: VirtualClock) -> set[str]:
+        async with simulated_cluster(Topology(prefill=1, decode=1), clock) as cluster:
+            states = [await cluster.state(name) for name in cluster.names()]
+            return {name for state in states for name in (*state.counts, *state.metrics)}
+
+    assert {*OWNED, *OWNED_METRICS} <= run_virtually(main)
 
 
 @pytest.mark.slow

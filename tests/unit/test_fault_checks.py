@@ -61,6 +61,11 @@ def holding(evidence: Evidence) -> None:
     evidence.after = {"decode-1": ProcessState(incarnation="a", counts={"blocks_held": 2}, metrics=STATE.metrics)}
 
 
+def owing(evidence: Evidence) -> None:
+    kept = {"baton_frontend_resources{name=kept_answers}": 1.0}
+    evidence.after = {"frontend-0": ProcessState(incarnation="a", metrics=kept)}
+
+
 def growing(evidence: Evidence) -> None:
     evidence.after = {"decode-1": ProcessState(incarnation="a", descriptors=40)}
 
@@ -116,9 +121,9 @@ def restarted_often(evidence: Evidence) -> None:
 
 
 FINDINGS = {
-    late: "c1", hanging: "c1", wrong: "c2", short: "c2", untyped: "c2", holding: "c3", growing: "c3", restless: "c3",
-    innocent: "c4", slower: "c4", never_back: "c5", slowly_back: "c5", stuck: "c5", unmoved: "c6", miscounted: "c6",
-    others_unready: "c6", crashed: "c7", badly_ended: "c7", restarted_often: "as_expected",
+    late: "c1", hanging: "c1", wrong: "c2", short: "c2", untyped: "c2", holding: "c3", owing: "c3", growing: "c3",
+    restless: "c3", innocent: "c4", slower: "c4", never_back: "c5", slowly_back: "c5", stuck: "c5", unmoved: "c6",
+    miscounted: "c6", others_unready: "c6", crashed: "c7", badly_ended: "c7", restarted_often: "as_expected",
 }  # fmt: skip
 EXPECT = Expectation(moves=(1, 1), metrics={"moves": (0, 0)})
 
