@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from services.common.errors import BatonError
 from services.common.priority import Priority
 from services.common.sampling import SamplingParams
-from services.frontend.client import GenerationClient
 from services.frontend.request import GenerationRequest, Output, TokenPrompt
 from tests.fault.evidence import OK, Part, Record
+from tests.fault.patient_client import PatientClient
 from tests.fault.scenario import Cluster
 
 # Ids that every vocabulary of the harness has, special ones left out.
@@ -48,7 +48,7 @@ class Clients:
         self._cluster = cluster
         self._number = first_number
         self._frontends = cluster.names("frontend")
-        self._clients: dict[str, GenerationClient] = {}
+        self._clients: dict[str, PatientClient] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self.records: list[Record] = []
 
@@ -101,15 +101,15 @@ class Clients:
             priority=asking.priority,
         )
         with _noted(record):
-            # A client of its own notices that its call hangs; gRPC's deadline of the call ends it before that.
+            # The server knows the deadline and has to end the call; where it does not, this shows.
             async with asyncio.timeout_at(record.deadline + PATIENCE_S):
                 async with contextlib.aclosing(self._client(record.frontend).generate(request)) as outputs:
                     async for output in outputs:
                         _note(record, output)
 
-    def _client(self, frontend: str) -> GenerationClient:
+    def _client(self, frontend: str) -> PatientClient:
         if frontend not in self._clients:
-            self._clients[frontend] = GenerationClient(self._cluster.address(frontend))
+            self._clients[frontend] = PatientClient(self._cluster.address(frontend))
         return self._clients[frontend]
 
 

@@ -50,7 +50,10 @@ class MemoryCall:
         self._callbacks.append(callback)
 
     def limit(self, timeout_s: float | None) -> None:
-        """Sets the deadline."""
+        """Sets the deadline. One that only the metadata tell is the server's to keep, as nobody else's timer is."""
+        told = dict(self.metadata).get("grpc-timeout")
+        if told is not None:
+            self.deadline = time.monotonic() + int(told.removesuffix("m")) / 1000
         if timeout_s is not None:
             self.deadline = time.monotonic() + timeout_s
             late = (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
