@@ -28,7 +28,7 @@
     ├── RoleRefused             a worker could not take another tier               never
     ├── DeadlineExceeded        the request's time is up                           never
     ├── Cancelled               the request was withdrawn                          never
-    │   └── SlowReader          its client left the answer unread for too long     never
+    │   └── SlowReader          its client left too much unread, or for too long   never
     └── Internal                a bug; the log has the id                          never
 
 `common/rpc/status.py` has the only mapping to gRPC. asyncio.CancelledError is never converted into one of these.
@@ -220,7 +220,7 @@ class Cancelled(BatonError):
 
 
 class SlowReader(Cancelled):
-    """The client left its answer unread for too long."""
+    """The client left its answer unread for too long, or too much of it."""
 
 
 class Internal(BatonError):

@@ -3,7 +3,7 @@
 import asyncio
 
 from services.common.choices import join_choices
-from services.common.errors import BatonError, Overloaded, PeerError
+from services.common.errors import BatonError, PeerError, SlowReader
 from services.common.types import ChoiceTokens, DecodeEvent
 
 MAX_UNREAD_TOKENS = 8192
@@ -21,7 +21,7 @@ class Reading:
         self._watched = 0
         self._last: DecodeEvent | None = None
         self._error: BatonError | None = None
-        self._is_ended = self._is_whole = False
+        self._is_ended = self._is_whole = self._is_cut = False
         self._wake = asyncio.Event()
         self._is_taken = asyncio.Event()
         self._is_taken.set()
@@ -37,6 +37,8 @@ class Reading:
         if event.summary is None:
             self._add(event.choices)
             return
+        if self._is_cut:
+            return  # tokens before it are lost
         self._last = event
         if self._watched < event.watched_tokens:
             lost = PeerError(f"{self._peer} says that it sent more tokens than came; its version may be another one")
@@ -70,6 +72,7 @@ class Reading:
         """Waits for what is new; None after the last of it.
 
         Raises:
+            SlowReader: too much was left unread, and is lost.
             BatonError: the request failed, and everything that came before has been taken.
         """
         while True:
@@ -96,12 +99,19 @@ class Reading:
         return join_choices(pending)
 
     def _add(self, choices: tuple[ChoiceTokens, ...]) -> None:
+        if self._is_cut:
+            return
         self._unread += sum(len(choice.tokens) for choice in choices)
         if self._unread > MAX_UNREAD_TOKENS:
-            self._pending.clear()
-            self.fail(Overloaded(f"{MAX_UNREAD_TOKENS} tokens are unread; read the stream faster"))
-            return
-        if choices:
+            self._cut()
+        elif choices:
             self._pending.extend(choices)
             self._is_taken.clear()
             self._wake.set()
+
+    def _cut(self) -> None:
+        """Drops what is unread; whatever comes from now on has a gap before it."""
+        self._pending.clear()
+        self._is_taken.set()
+        self._last, self._is_cut = None, True
+        self.fail(SlowReader(f"{MAX_UNREAD_TOKENS} tokens are unread; read the stream faster, or ask for less"))

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 
-from services.common.errors import BatonError, Cancelled, Internal, PeerUnreachable
+from services.common.errors import BatonError, Cancelled, Internal, PeerUnreachable, SlowReader
 from services.common.timeline import Mark
 from services.common.types import ChoiceTokens, DecodeEvent, DecodeSummary, Handoff, PrefillResult, WorkRequest
 from services.frontend.arrivals import Arrivals
@@ -160,6 +160,8 @@ class Legs:
         """
         try:
             await run(member)
+        except SlowReader as error:
+            await self._arrivals.put(error)  # it is the client who does not read: no worker can help
         except Cancelled as error:
             # Nobody here withdrew the request (that would be CancelledError), so the worker dropped it.
             lost = PeerUnreachable(f"{member.worker.worker_id} dropped the request: {error.message}")

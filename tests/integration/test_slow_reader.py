@@ -9,9 +9,11 @@ import grpc
 import pytest
 from baton.v1 import decode_pb2, decode_pb2_grpc, generation_pb2_grpc, prefill_pb2, types_pb2
 
-from services.common.errors import BatonError, Overloaded
+from services.common.errors import BatonError, Overloaded, SlowReader
 from services.common.rpc import endings
 from services.common.rpc.status import from_rpc_error
+from services.common.types import Tier
+from services.decode import reading
 from services.frontend.convert import request_to_proto
 from tests.harness.rpc import DECODE, Context, WrittenDecode, running_server
 from tests.harness.scripted_frontend import cluster, ids_of, request
@@ -125,3 +127,12 @@ async def test_a_client_that_stops_reading_is_ended_at_the_limit() -> None:
         error = await running.fails(call)
         assert error.code() is grpc.StatusCode.CANCELLED
         assert "not read" in (error.details() or "")
+
+
+async def test_a_client_that_leaves_too_many_tokens_unread_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker's tokens would be read no faster."""
+    monkeypatch.setattr(reading, "MAX_UNREAD_TOKENS", 0)
+    async with cluster(Script(ANSWER), (Tier.DECODE, Tier.DECODE), max_moves=2) as running:
+        with pytest.raises(SlowReader, match="unread"):
+            await running.outputs()
+        assert sum(len(worker.requests) for worker in running.workers) == 1

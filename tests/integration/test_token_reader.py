@@ -3,15 +3,16 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 from baton.v1 import decode_pb2, decode_pb2_grpc
 
-from services.common.errors import DeadlineExceeded, PeerUnreachable
+from services.common.errors import DeadlineExceeded, PeerUnreachable, SlowReader
 from services.common.rpc.channel import open_channel
 from services.common.sampling import SamplingParams
-from services.common.types import Tier
-from services.decode import token_reader
+from services.common.types import DecodeEvent, Tier
+from services.decode import reading, token_reader
 from services.decode.client import DecodeClient
 from services.decode.convert import request_to_proto
 from services.decode.place import Place
@@ -86,6 +87,31 @@ async def test_requests_of_a_lost_watch_fail_and_the_next_one_opens_another() ->
         assert ids(tokens[0]) == expected_tokens(PROMPTS[1], LONG, 40)
         await until(lambda: counts(server) == (1, 0))
         await server.settled(lambda: server.blocks_held == 0)
+
+
+async def test_who_leaves_too_much_unread_gets_an_error_after_what_it_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer came whole to this process, last event and all; but tokens of it were dropped here."""
+    monkeypatch.setattr(reading, "MAX_UNREAD_TOKENS", 8)
+    engine = FakeEngine()
+    server = TierServer(Tier.COLOCATED, engine)
+    async with running(server), contextlib.aclosing(server.decode.decode(work(PROMPTS[0], LONG))) as events:
+        engine.hold_next()
+        beginning = asyncio.ensure_future(anext(events))
+        await until(lambda: counts(server) == (1, 1))
+        (unread,) = server.decode._tokens._watch._readings.values()
+        seen = ids(list((await beginning).choices[0].tokens))
+        engine.gate.set()
+        await until(lambda: unread._is_ended)
+        with pytest.raises(SlowReader):
+            await read_on(events, seen)
+        assert seen == expected_tokens(PROMPTS[0], LONG, len(seen))
+        await server.settled(lambda: server.blocks_held == 0)
+
+
+async def read_on(events: AsyncIterator[DecodeEvent], seen: list[int]) -> None:
+    """Adds the ids of all tokens of the only choice."""
+    async for event in events:
+        seen += [token.id for choice in event.choices for token in choice.tokens]
 
 
 async def test_an_old_watch_ends_with_its_last_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from services.common.errors import BatonError, Overloaded, PeerError, PeerUnreachable
+from services.common.errors import BatonError, PeerError, PeerUnreachable, SlowReader
 from services.common.types import ChoiceTokens, DecodeEvent, DecodeSummary, StageTimes, Token, Usage
 from services.decode.reading import MAX_UNREAD_TOKENS, Reading
 from tests.harness.virtual_time import VirtualClock, run_virtually
@@ -79,8 +79,26 @@ async def test_a_slow_reader_loses_its_request() -> None:
     reading = Reading("w")
     reading.watched((part(0, MAX_UNREAD_TOKENS),))
     reading.watched((part(MAX_UNREAD_TOKENS),))
-    with pytest.raises(Overloaded):
+    with pytest.raises(SlowReader):
         await reading.take()
+
+
+@pytest.mark.parametrize("is_last_first", [False, True])
+async def test_no_answer_with_a_gap_is_whole(is_last_first: bool) -> None:
+    """What was too much is lost, so a last event counts no more, whether it came before or after."""
+    reading = Reading("w")
+    reading.watched((part(0, MAX_UNREAD_TOKENS),))
+    if is_last_first:
+        reading.called(last(MAX_UNREAD_TOKENS + 1, watched=MAX_UNREAD_TOKENS + 1))
+    reading.watched((part(MAX_UNREAD_TOKENS),))
+    if not is_last_first:
+        reading.called(last(MAX_UNREAD_TOKENS + 1, watched=MAX_UNREAD_TOKENS + 1))
+    reading.watched((part(MAX_UNREAD_TOKENS + 2),))
+    reading.end()
+    for _ in range(2):
+        with pytest.raises(SlowReader):
+            await reading.take()
+    reading.close()
 
 
 async def test_tokens_over_the_call_wait_for_the_reader() -> None:
