@@ -42,6 +42,11 @@ async def _token(call: Any) -> str:
     return first.resume_token
 
 
+async def _begun(running: Cluster) -> tuple[Any, str]:
+    call = _start(running)
+    return call, await _token(call)
+
+
 async def _first_piece(running: Cluster, call: Any) -> pb.GenerateResponse:
     """The first token's, which prefill brings; decode has been asked by then, so that it can be seen to be stopped."""
     piece = await within(call.read())
@@ -76,8 +81,7 @@ async def test_lost_stream_goes_on_exactly_where_it_stopped() -> None:
     """After a lost call the rest comes over another one: no token missing, none twice, the same completion."""
     script = _held(Script(ANSWER))
     async with cluster(script) as running:
-        call = _start(running)
-        token = await _token(call)
+        call, token = await _begun(running)
         seen = [await within(call.read())]
         call.cancel()
         await _unread(running)
@@ -93,8 +97,7 @@ async def test_lost_stream_goes_on_exactly_where_it_stopped() -> None:
 async def test_answer_can_be_taken_up_at_every_message(received: int) -> None:
     """Whichever message was the last to arrive, also after the request has ended, the others come."""
     async with cluster(Script(ANSWER)) as running:
-        call = _start(running)
-        token = await _token(call)
+        call, token = await _begun(running)
         whole = await within(_all(call))
         received = min(received, len(whole))
         rest = await within(_all(_resume(running, token, received)))
@@ -105,8 +108,7 @@ async def test_window_ends_the_request_on_the_workers() -> None:
     """Without its client for longer than the window the request is stopped and freed everywhere, and the token dies."""
     script = _held(Script(ANSWER))
     async with cluster(script, resume_window_s=0.1) as running:
-        call = _start(running)
-        token = await _token(call)
+        call, token = await _begun(running)
         await _first_piece(running, call)
         call.cancel()
         await within(running.decode.cancelled.wait())
@@ -128,8 +130,7 @@ async def test_cancel_stops_the_compute_at_once() -> None:
     """Cancel with the token stops both workers without waiting for the window; who reads is told; again is no error."""
     script = _held(Script(ANSWER))
     async with cluster(script) as running:
-        call = _start(running)
-        token = await _token(call)
+        call, token = await _begun(running)
         await _first_piece(running, call)
         assert await _cancel(running, token)
         await within(running.decode.cancelled.wait())
@@ -144,8 +145,7 @@ async def test_second_reader_takes_over() -> None:
     """A call with the token ends the one before it, which is told, and gets everything it asks for."""
     script = _held(Script(ANSWER))
     async with cluster(script) as running:
-        call = _start(running)
-        token = await _token(call)
+        call, token = await _begun(running)
         await within(call.read())
         second = _resume(running, token, 0)
         seen = [(await within(second.read())).piece]
@@ -159,8 +159,7 @@ async def test_failure_is_kept_too() -> None:
     """What the request failed with while nobody read is told to whoever comes back."""
     script = _held(Script(ANSWER))
     async with cluster(script, max_moves=0) as running:
-        call = _start(running)
-        token = await _token(call)
+        call, token = await _begun(running)
         seen = [await within(call.read())]
         call.cancel()
         await _unread(running)
@@ -176,8 +175,7 @@ async def test_unread_answer_is_bounded() -> None:
     script = Script(ids_of("a " * 12))
     script.num_logprobs = 20
     async with cluster(script, resume_buffer_tokens=42, stream_buffer_events=2) as running:
-        call = _start(running)
-        token = await _token(call)
+        call, token = await _begun(running)
         call.cancel()
         await _unread(running)
         whole = await within(_all(_resume(running, token, 0)))
