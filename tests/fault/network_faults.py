@@ -86,11 +86,11 @@ async def serves_again(steady: Steady, victim: str, since: float) -> None:
 def random_network_faults(
     cluster: Cluster, chance: random.Random, note: Callable[[str], None]
 ) -> dict[str, Callable[[], Awaitable[None]]]:
-    """Every fault on every sort of link, by name; each notes one link, hurts it and heals it after seconds."""
+    """Every fault on every sort of link, by name; each notes whose link it hurts, and heals it after seconds."""
 
     async def hurt(links: list[str], how: Hurt) -> None:
         name = chance.choice(links)
-        note(name)
+        note(name.split()[0])
         cluster.links.hurt(name, how)
         try:
             await asyncio.sleep(chance.uniform(*LASTING_S))

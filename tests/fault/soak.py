@@ -7,28 +7,32 @@ This, and `make soak MINUTES=30`, runs on real processes.
 Two frontends, two prefill and two decode workers. Faults come one after the other, each at a random moment; the first
 process of each role is never killed, so that its footprint tells of the whole run. Every few minutes the load pauses,
 everything must come to rest, and footprints are taken. With `--churn` nothing fails: two workers of each tier join and
-leave at random, and no request may fail.
+leave at random, and no request may fail. Which others may is said in `soak_verdict.py`.
 """
 
 import argparse
 import asyncio
+import math
 import random
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 from services.common.errors import BatonError
 from services.common.sampling import SamplingParams
-from tests.fault.checks import SLACK, owns, unsettled, wrong_with
+from tests.fault.checks import RECOVERY_S, owns, unsettled, wrong_with
 from tests.fault.clients import PROMPTS, Asking, Clients, prompt
 from tests.fault.evidence import OK, Part, ProcessState, Record
+from tests.fault.footprints import growth
 from tests.fault.network_faults import random_network_faults
 from tests.fault.real_cluster import real_cluster
 from tests.fault.scenario import Cluster, Topology
 from tests.fault.soak_report import Report
+from tests.fault.soak_verdict import FRONTEND_KILLED, KV_HURT
 from tests.harness.ordered_faults import UNHURT, HurtOrder
 
 TOPOLOGY = Topology(frontend=2, prefill=2, decode=2, is_proxied=True)
@@ -41,14 +45,12 @@ PAUSE_S = (4.0, 12.0)
 FROZEN_S = (2.0, 10.0)
 HURT_SHARE = 0.2
 NETWORK_SHARE = 0.4  # of the faults, where there are others
-ROUND_S = 120.0
+ROUND_S, LEAST_ROUNDS = 120.0, 4
 BURST = 24
 REST_S = 30.0
-# Of one process between two rests; allocators and interpreters keep a little.
-GROWTH = 1.15
-GROWTH_BYTES = 24 * 2**20
-
-
+PROBE_EVERY_S = 0.5
+# So many requests at once take longer than one, whatever the fault.
+LOADS = ("burst",)
 Faults = dict[str, Callable[[], Awaitable[None]]]
 
 
@@ -64,20 +66,22 @@ class Soak:
         self._prompts = [prompt(number, PROMPT_TOKENS) for number in range(PROMPTS)]
         self._is_loading = asyncio.Event()
         self._away: set[str] = set()
+        self._struck: set[str] = set()  # by the fault that goes on
+        self._asked_to_end = Counter[tuple[str, int | None]]()
         self._is_churn = is_churn
         faults = self._joins() if is_churn else self._all_faults()
-        network = {} if is_churn else random_network_faults(cluster, self._chance, self.report.began)
+        network = {} if is_churn else random_network_faults(cluster, self._chance, self._strike)
         self._faults = {name: fault for name, fault in (faults | network).items() if only in name}
         self._others, self._network = (sorted(self._faults.keys() & some.keys()) for some in (faults, network))
 
     async def run(self, seconds: float) -> Report:
         """Runs for so long; gives the report."""
-        until = time.monotonic() + seconds
+        until, round_s = time.monotonic() + seconds, min(ROUND_S, seconds / LEAST_ROUNDS)
         loading = asyncio.create_task(self._load())
         try:
             await self._at_rest()
             while time.monotonic() < until:
-                await self._round(min(until, time.monotonic() + ROUND_S))
+                await self._round(min(until, time.monotonic() + round_s))
                 await self._at_rest()
         finally:
             loading.cancel()
@@ -91,7 +95,7 @@ class Soak:
         return {
             "SIGKILL of a prefill worker": lambda: self._replace("prefill-1", cluster.kill),
             "SIGKILL of a decode worker": lambda: self._replace("decode-1", cluster.kill),
-            "SIGKILL of a frontend": lambda: self._replace("frontend-1", cluster.kill),
+            FRONTEND_KILLED: lambda: self._replace("frontend-1", cluster.kill),
             "SIGKILL of the directory": lambda: self._replace("kvtransfer", cluster.kill),
             "SIGTERM of a prefill worker": lambda: self._replace("prefill-1", cluster.terminate),
             "SIGTERM of a decode worker": lambda: self._replace("decode-1", cluster.terminate),
@@ -101,7 +105,7 @@ class Soak:
             "cancels": self._cancel_many,
             "deadlines": self._expire_many,
             "burst": self._burst,
-            "messages of KV hurt": self._hurt,
+            KV_HURT: self._hurt,
         }
 
     def _joins(self) -> Faults:
@@ -114,7 +118,7 @@ class Soak:
             await self._cluster.join(role)
             await self._cluster.routable()
         else:
-            await self._cluster.terminate(self._chance.choice(sorted(names)[1:]))
+            await self._end(self._chance.choice(sorted(names)[1:]), self._cluster.terminate)
 
     async def _round(self, until: float) -> None:
         self._is_loading.set()
@@ -122,9 +126,11 @@ class Soak:
             await asyncio.sleep(self._chance.uniform(*PAUSE_S))
             name = self._pick()
             self.report.faults[name] += 1
-            self.report.began(name)
+            strike = self.report.began(name)
+            self._struck = strike.victims
             recovering = asyncio.create_task(self._recovery(name))
             await self._faults[name]()
+            strike.ended = time.monotonic()
             await recovering
         self._is_loading.clear()
 
@@ -152,19 +158,36 @@ class Soak:
         return self._clients.ask(part, asking, self._chance.choice(serving))
 
     async def _recovery(self, name: str) -> None:
-        """How long after a fault a request that begins after it succeeds."""
-        began = time.monotonic()
-        while time.monotonic() < began + DEADLINE_S:
-            record = self._ask()
-            await self._clients.wait(record)
-            if record.status == OK:
-                self.report.recovered_s.setdefault(name, []).append(time.monotonic() - began)
-                return
+        """How long after a fault a request that begins after it succeeds; infinity where none does for long."""
+        began, is_judged, asked = time.monotonic(), self._cluster.is_timing_judged, list[Record]()
+        served: list[float] = []
+        while not served and time.monotonic() < began + DEADLINE_S:
+            asked.append(self._ask())
+            await asyncio.sleep(PROBE_EVERY_S)
+            served = [record.ended for record in asked if record.status == OK and record.ended is not None]
+        seconds = min(served, default=math.inf) - began
+        self.report.recovered_s.setdefault(name, []).append(seconds)
+        if name in LOADS:
+            return
+        if not (is_judged and self._cluster.is_timing_judged):
+            self.report.unjudged_times += 1
+        elif seconds > RECOVERY_S:
+            self.report.complaints.append(f"{name}: a new request succeeded only after {seconds:.2f} s")
+
+    def _strike(self, name: str) -> None:
+        """Writes down whom the fault that goes on is done to."""
+        self._struck.add(name)
+
+    async def _end(self, name: str, end: Callable[[str], Awaitable[object]]) -> None:
+        """Ends a process, which is meant to end so."""
+        self._strike(name)
+        self._asked_to_end[name, -9 if end == self._cluster.kill else 0] += 1
+        await end(name)
 
     async def _replace(self, name: str, end: Callable[[str], Awaitable[object]]) -> None:
         """Ends a process and starts it again at its address."""
         self._away.add(name)  # clients know of a frontend that leaves, as a load balancer does
-        await end(name)
+        await self._end(name, end)
         await asyncio.sleep(self._chance.uniform(0, 2.0))
         await self._cluster.start(name)
         self._away.discard(name)
@@ -172,6 +195,7 @@ class Soak:
 
     async def _freeze(self, prefix: str) -> None:
         name = self._chance.choice([name for name in self._cluster.names() if name.startswith(prefix)])
+        self._strike(name)
         await self._cluster.freeze(name)
         await asyncio.sleep(self._chance.uniform(*FROZEN_S))
         await self._cluster.thaw(name)
@@ -199,7 +223,7 @@ class Soak:
         """Waits until nothing is left of any request and takes the footprints, always of as many processes."""
         for name in sorted(self._cluster.names("prefill", "decode")) if self._is_churn else ():
             if not name.endswith("-0"):
-                await self._cluster.terminate(name)
+                await self._end(name, self._cluster.terminate)
         await self._clients.wait(*self._clients.records)
         self._judge()
         until = time.monotonic() + REST_S
@@ -210,7 +234,9 @@ class Soak:
             if not (busy or unsettled(known)) or time.monotonic() > until:
                 break
             await asyncio.sleep(0.2)
-        self.report.complaints += [f"{name} was not at rest: {owns(known[name])}" for name in busy if name in known]
+        left = {name: f"was not at rest: {owns(known[name])}" for name in busy if name in known}
+        silent = {name: f"told nothing of itself for {REST_S:g} s" for name in busy if name not in known}
+        self.report.complaints += [f"{name} {what}" for name, what in (left | silent).items()]
         self.report.complaints += [f"{name} did not get its channels back" for name in unsettled(known)]
         self.report.footprints.append(known)
 
@@ -222,34 +248,25 @@ class Soak:
 
     def _judge(self) -> None:
         """Looks at the requests that have ended since, and forgets them."""
+        report, workers = self.report, self._cluster.names("prefill", "decode")
         for record in self._clients.records:
             status = record.status or "nothing"
             kind = {Part.SUBJECT: " (cancelled)", Part.BLOCKER: " (short deadline)"}.get(record.part, "")
-            self.report.ends[status if status == OK else f"{status} {record.error}{kind}"] += 1
-            self.report.moves += record.moves
+            report.ends[status if status == OK else f"{status} {record.error}{kind}"] += 1
+            report.moves += record.moves
             if status != OK and record.part is Part.COMPANION:
-                self.report.failed(record)
+                report.failed(record)
             for what in wrong_with(record):
-                self.report.complaints.append(f"{record.request_id}: {what}; met {self.report.meanwhile(record)}")
-            if self._is_churn and status != OK:
-                self.report.complaints.append(f"{record.request_id}: {status} {record.error} {record.message}")
+                report.complaints.append(f"{record.request_id}: {what}; met {report.meanwhile(record)}")
+            report.verdict.judge(record, () if self._is_churn else report.history, workers)
         self._clients.records.clear()
 
     def _judge_all(self) -> None:
-        """Compares the footprints of those that lived through it all, after the first round and at the end."""
-        if len(self.report.footprints) < 3:
-            return
-        first, last = self.report.footprints[1], self.report.footprints[-1]
-        for name, after in last.items():
-            before = first.get(name)
-            if before is None or before.incarnation != after.incarnation:
-                continue
-            for what in ("descriptors", "threads"):
-                if getattr(after, what) > getattr(before, what) + SLACK:
-                    self.report.complaints.append(f"{name}: {getattr(before, what)} -> {getattr(after, what)} {what}")
-            if after.memory_bytes > before.memory_bytes * GROWTH + GROWTH_BYTES:
-                grown = f"{before.memory_bytes >> 20} -> {after.memory_bytes >> 20} MiB"
-                self.report.complaints.append(f"{name} grew: {grown}")
+        """Judges the requests together, who ended, and the growth of those that lived, since the first round."""
+        self.report.complaints += [*self.report.verdict.complaints, *self.report.verdict.on_the_whole()]
+        ended = Counter(self._cluster.ended()) - self._asked_to_end
+        self.report.complaints += [f"{name} ended with {code}, which nobody asked for" for name, code in ended]
+        self.report.complaints += growth(self.report.footprints)
 
 
 async def soak(asked: argparse.Namespace) -> Report:

@@ -1,15 +1,19 @@
 """What came of minutes of random faults."""
 
+import math
 import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.fault.evidence import OK, ProcessState, Record
+from tests.fault.evidence import OK, Record, Snapshot
+from tests.fault.footprints import LEAST_FOOTPRINTS
+from tests.fault.soak_verdict import Strike, Verdict
 
 # What a fault may still be to blame for, from its beginning.
 BLAME_S = 20.0
 SHOWN_FAILURES = 12
+SHOWN_COMPLAINTS = 50
 
 
 @dataclass(slots=True)
@@ -21,13 +25,16 @@ class Report:
     faults: Counter[str] = field(default_factory=Counter)
     recovered_s: dict[str, list[float]] = field(default_factory=dict)
     moves: int = 0
-    footprints: list[dict[str, ProcessState]] = field(default_factory=list)
-    history: list[tuple[float, str]] = field(default_factory=list)
+    footprints: list[Snapshot] = field(default_factory=list)
+    history: list[Strike] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
+    verdict: Verdict = field(default_factory=Verdict)
+    unjudged_times: int = 0
 
-    def began(self, what: str) -> None:
-        """Writes down that a fault begins now, or whom it strikes."""
-        self.history.append((time.monotonic(), what))
+    def began(self, what: str) -> Strike:
+        """Writes down that a fault begins now; whoever does it says whom it strikes and when it is over."""
+        self.history.append(Strike(what, time.monotonic()))
+        return self.history[-1]
 
     def failed(self, record: Record) -> None:
         """Writes down a request that did not end well, although its client gave it time and did not cancel it."""
@@ -36,7 +43,7 @@ class Report:
     def meanwhile(self, record: Record) -> str:
         """The faults that a request may have met."""
         first, last = record.started - BLAME_S, record.ended or record.deadline
-        return ", ".join(what for moment, what in self.history if first <= moment <= last) or "no fault"
+        return ", ".join(str(strike) for strike in self.history if first <= strike.began <= last) or "no fault"
 
     @property
     def refetches(self) -> int:
@@ -51,15 +58,22 @@ class Report:
         done = f"{self.moves} moves; {self.refetches} fetches repeated"
         lines = [f"{total} requests: {ends}; {done}; {100 * self.ends[OK] / max(1, total):.2f} % OK"]
         for name, count in sorted(self.faults.items()):
-            seconds = self.recovered_s.get(name, [0.0])
+            seconds = self.recovered_s.get(name, [math.inf])
             worst, usual = max(seconds), statistics.median(seconds)
             lines.append(
                 f"  {count:3} x {name}: a new request succeeded after {usual:.2f} s (median), {worst:.2f} s (most)"
             )
+        if self.unjudged_times:
+            lines.append(f"  {self.unjudged_times} of these times not judged: the machine was too busy")
         lines += [f"  {count:3} x {what}" for what, count in self.failures.most_common(SHOWN_FAILURES)]
         for name in sorted(self.footprints[0] if self.footprints else ()):
             lines += [f"  {name}: {line}" for line in self._growth(name)]
-        return "\n".join([*lines, *(f"WRONG {what}" for what in self.complaints)])
+        if len(self.footprints) < LEAST_FOOTPRINTS:
+            lines.append(f"footprints not judged: {len(self.footprints)} were taken, {LEAST_FOOTPRINTS} are needed")
+        lines += [f"WRONG {what}" for what in self.complaints[:SHOWN_COMPLAINTS]]
+        if (more := len(self.complaints) - SHOWN_COMPLAINTS) > 0:
+            lines.append(f"WRONG in {more} more ways")
+        return "\n".join(lines)
 
     def _growth(self, name: str) -> list[str]:
         states = [each[name] for each in self.footprints if name in each]
