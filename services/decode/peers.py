@@ -5,12 +5,15 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
+from services.common.errors import BatonError
 from services.common.log import get_logger
 from services.common.types import Membership, Tier, WorkerInfo
 from services.kvtransfer.background import Background
 
 # Time that whoever knows the peers has to name them; a directory that is away must not keep a worker from serving.
 _HEAR_TIMEOUT_S = 2.0
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
 
 _log = get_logger(__name__)
 
@@ -23,15 +26,16 @@ class Channels(Protocol):
         ...
 
     async def disconnect(self, worker_id: str) -> None:
-        """Drops the channel."""
+        """Drops the channel at once, and waits, bounded, for what is left of it."""
         ...
 
 
 class Peers:
-    """Follows the membership for one decode worker; owns a task for that and one for each channel that is opened.
+    """Follows the membership for one decode worker; owns a task for that, and one for each channel that comes or goes.
 
     Args:
-        watch: Yields the membership, now and after each change: a directory's, or addresses given by hand.
+        watch: Yields the membership, now and after each change: a directory's, or addresses given by hand. When it ends
+            or raises it is called again.
         worker_id: Of this worker, whose refused pairs are left out.
         channels: Where channels are opened.
     """
@@ -43,6 +47,7 @@ class Peers:
         self._known: Mapping[str, WorkerInfo] = {}
         self._task: asyncio.Task[None] | None = None
         self._connecting = Background()
+        self._leaving = Background()
         self._heard = asyncio.Event()
 
     def start(self) -> None:
@@ -60,25 +65,40 @@ class Peers:
             _log.warning("peers_not_settled", peers=len(self._known))
 
     async def close(self) -> None:
-        """Stops following; open channels are the sink's to close."""
+        """Stops following, and waits for channels that were dropped; open ones are the sink's to close."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._connecting.close()
+        await self._leaving.finished()
 
     def stats(self) -> dict[str, int]:
-        """Prefill workers that are followed, and those to which a channel is being opened for the first time."""
-        return {"peers": len(self._known), "peers_connecting": len(self._connecting)}
+        """Prefill workers that are followed, those to which a channel is opened for the first time, or dropped."""
+        return {
+            "peers": len(self._known),
+            "peers_connecting": len(self._connecting),
+            "peers_leaving": len(self._leaving),
+        }
 
     async def _follow(self) -> None:
-        async with contextlib.aclosing(self._watch()) as memberships:
-            async for membership in memberships:
-                await self._apply(membership)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                async with contextlib.aclosing(self._watch()) as memberships:
+                    async for membership in memberships:
+                        self._apply(membership)
+                        pause_s = _FIRST_PAUSE_S
+            except BatonError as error:
+                _log.warning("membership_lost", error=type(error).__name__, message=error.message)
+            except Exception as error:  # noqa: BLE001 - without this task no peer would ever come or go again
+                _log.error("membership_failed", exc_info=error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
-    async def _apply(self, membership: Membership) -> None:
+    def _apply(self, membership: Membership) -> None:
         wanted = wanted_peers(membership, self._worker_id)
         for worker_id in self._known.keys() - wanted.keys():
-            await self._channels.disconnect(worker_id)
+            self._leaving.start(self._disconnect(worker_id))
         fresh = [worker for worker_id, worker in wanted.items() if self._known.get(worker_id) != worker]
         self._known = wanted
         for worker in fresh:
@@ -93,6 +113,13 @@ class Peers:
             await self._channels.connect(worker)
         except Exception as error:  # noqa: BLE001 - one peer that cannot be reached must not stop the others
             _log.warning("peer_connect_failed", peer=worker.worker_id, error=str(error))
+
+    async def _disconnect(self, worker_id: str) -> None:
+        """Drops a channel; it is dropped before one to the same worker is opened, for tasks start in order."""
+        try:
+            await self._channels.disconnect(worker_id)
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.warning("peer_disconnect_failed", peer=worker_id, error=str(error))
 
 
 def wanted_peers(membership: Membership, worker_id: str) -> dict[str, WorkerInfo]:

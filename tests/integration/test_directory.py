@@ -6,11 +6,14 @@ import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
+from baton.v1 import kv_directory_pb2 as pb
 
 from services.common.errors import InvalidRequest, PeerUnreachable
 from services.common.types import Membership, Tier
+from services.kvtransfer.directory import client as client_module
 from services.kvtransfer.directory.client import DirectoryClient, watch_membership
 from services.kvtransfer.directory.config import DirectorySettings
+from services.kvtransfer.directory.convert import membership_from_proto
 from services.kvtransfer.directory.registration import RENEWALS_PER_LEASE, Registration
 from services.kvtransfer.directory.server import DirectoryProcess
 from tests.harness.scripted_workers import eventually
@@ -216,6 +219,23 @@ async def test_a_watch_without_a_directory_waits_and_then_begins():
         async with asyncio.timeout(WAIT_S):
             assert (await first).workers == ()
     await watch.aclose()
+
+
+async def test_a_watch_outlives_any_error(monkeypatch: pytest.MonkeyPatch):
+    """A snapshot that raises what nobody expects is lost, but not the watch: the next one comes."""
+    errors: list[Exception] = [ValueError("a bug"), PeerUnreachable("gone")]
+
+    def convert(message: pb.WatchResponse) -> Membership:
+        if errors:
+            raise errors.pop(0)
+        return membership_from_proto(message)
+
+    monkeypatch.setattr(client_module, "membership_from_proto", convert)
+    async with directory() as process:
+        watch = watch_membership(f"127.0.0.1:{process.port}", hears_nobody)
+        await until(watch)
+        assert not errors
+        await watch.aclose()
 
 
 async def test_a_watch_that_is_closed_leaves_nothing_behind():

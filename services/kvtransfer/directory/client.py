@@ -138,6 +138,9 @@ async def _follow(address: str, snapshots: "asyncio.Queue[Membership]") -> None:
             failures += 1
             if failures == 1:
                 _log.warning("directory_lost", directory=address, error=error.message)
+        except Exception as error:  # noqa: BLE001 - whoever waits for snapshots would wait for ever
+            failures += 1
+            _log.error("directory_watch_failed", directory=address, exc_info=error)
         finally:
             await client.close()
         await asyncio.sleep(backoff_s(failures))
