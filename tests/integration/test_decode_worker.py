@@ -31,15 +31,15 @@ async def test_tokens_are_the_expected_ones():
 
 async def test_many_at_once_do_not_disturb_each_other():
     """Requests of mixed lengths and choices in one batch give what each gives alone, with preemption forced."""
-    server = TierServer(
-        Tier.COLOCATED,
-        FakeEngine(FakeLimits(num_blocks=16, max_num_seqs=6, max_num_batched_tokens=8, max_model_len=64)),
-    )
+    engine = FakeEngine(FakeLimits(num_blocks=16, max_num_seqs=6, max_num_batched_tokens=8, max_model_len=64))
+    server = TierServer(Tier.COLOCATED, engine)
     loads = [(list(range(i, i + 5 + i)), SamplingParams(seed=i, max_tokens=6 + i, n=1 + i % 3)) for i in range(1, 13)]
     async with running(server):
-        results = await asyncio.gather(
-            *(collect(server.decode.decode(work(prompt, sampling))) for prompt, sampling in loads)
-        )
+        engine.gate.clear()
+        answers = asyncio.gather(*(collect(server.decode.decode(work(prompt, sampling))) for prompt, sampling in loads))
+        await server.settled(lambda: server.tier.load().counters["live_requests"] == len(loads))
+        engine.gate.set()
+        results = await answers
         for (prompt, sampling), (tokens, _) in zip(loads, results, strict=True):
             for choice in range(sampling.n):
                 assert ids(tokens[choice]) == expected_tokens(prompt, sampling, sampling.max_tokens, choice=choice)
