@@ -21,7 +21,7 @@ from services.common.errors import (
 from services.common.rpc.stages import stages_from_metadata
 from services.common.rpc.status import from_rpc_error
 from services.common.types import Load, Tier
-from services.frontend.request import Output
+from services.frontend.request import Output, TextPrompt
 from tests.harness.scripted_frontend import Cluster, cluster, ids_of, tokens_of
 from tests.harness.scripted_workers import PREFILL_STAGES, Script, eventually, within
 
@@ -236,3 +236,26 @@ async def test_all_wrong_fields_are_named_at_once() -> None:
         error = await _error(running, message)
         assert isinstance(error, InvalidRequest)
         assert [each.field for each in error.violations] == ["model", "sampling.top_p", "sampling.n"]
+
+
+async def test_a_text_that_the_tokenizer_raises_for_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client learns that it is a bug and gets the id of the log's entry; others are served, and nothing is left."""
+    async with cluster(Script(ANSWER)) as running:
+        tokenizer = running.process._tokenizer
+        encode = tokenizer._encode
+
+        def raise_for_one(prompt: TextPrompt) -> tuple[int, ...]:
+            if prompt.text == "poison":
+                raise RuntimeError("index out of range")  # as of the library, which raises what it likes
+            return encode(prompt)
+
+        monkeypatch.setattr(tokenizer, "_encode", raise_for_one)
+        asked = [running.outputs(text) for text in ("hello", "poison", "hello")]
+        before, failure, after = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(failure, Internal)
+        assert "index" not in failure.message
+        assert tokens_of(before) == tokens_of(after) == ANSWER
+        with pytest.raises(Internal):
+            await within(running.client.tokenize(TextPrompt("poison")))
+        await running.idle()
+        assert len(running.decode.requests) == 2
