@@ -11,8 +11,8 @@ from tests.harness.link import BROKEN
 # Ejections grow with each fault, and no row waits for a minute until its worker is tried again.
 TOPOLOGY = Topology(is_proxied=True, flags={"frontend": {"eject-longest-s": "5"}})
 LOAD = Load(subjects=4, companions=6, max_tokens=48)
-# Two heartbeats of a control link. A data link has none: a receive takes its limit, the try to build a new channel its.
-FOUND_S = {CONTROL: 10.0, DATA: 20.0}
+# Found by three missed heartbeats, or by a message that does not come within 1.5 s; then the request is done again.
+FOUND_S = {CONTROL: 4.0, DATA: 4.0}
 
 
 def row(kind: str, *phases: Phase) -> list[Scenario]:
