@@ -41,9 +41,8 @@ def secure(
     """Serves large language models with prefill and decode in separate gRPC services."""
     if bool(tls_cert) is not bool(tls_key):
         raise typer.BadParameter("--tls-cert and --tls-key belong together; give both")
-    files = SecurityFiles(cert=tls_cert, key=tls_key, ca=tls_ca, tokens=token_file)
     try:
-        use_client_security(new_client_security(files, tls_server_name))
+        _use(tls_ca, tls_cert, tls_key, tls_server_name, token_file)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -59,6 +58,9 @@ def use_variables() -> None:
     Raises:
         ConfigError: a file is wrong.
     """
-    given = {name: os.environ.get(f"{_PREFIX}{name}", "") for name in ("TLS_CERT", "TLS_KEY", "TLS_CA", "TOKEN_FILE")}
-    files = SecurityFiles(cert=given["TLS_CERT"], key=given["TLS_KEY"], ca=given["TLS_CA"], tokens=given["TOKEN_FILE"])
-    use_client_security(new_client_security(files, os.environ.get(f"{_PREFIX}TLS_SERVER_NAME", "")))
+    names = ("TLS_CA", "TLS_CERT", "TLS_KEY", "TLS_SERVER_NAME", "TOKEN_FILE")
+    _use(*(os.environ.get(f"{_PREFIX}{name}", "") for name in names))
+
+
+def _use(ca: str, cert: str, key: str, server_name: str, tokens: str) -> None:
+    use_client_security(new_client_security(SecurityFiles(cert=cert, key=key, ca=ca, tokens=tokens), server_name))

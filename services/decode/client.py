@@ -46,6 +46,10 @@ class DecodeClient:
                 following.cancel()
                 await asyncio.wait([following])
 
+    def stats(self) -> dict[str, int]:
+        """Calls for tokens that are open, and the requests on them."""
+        return self._tokens.stats()
+
     def _watch_tokens(self, watch_id: str) -> Any:
         return self._stub.WatchTokens(pb.WatchTokensRequest(watch_id=watch_id))
 

@@ -47,6 +47,15 @@ class Watch:
         self._is_retired = False
         self._reader = asyncio.create_task(self._read(), name=f"watch-tokens-{peer}")
 
+    def __len__(self) -> int:
+        """Requests that are read over it."""
+        return len(self._readings)
+
+    @property
+    def is_over(self) -> bool:
+        """True once nothing more comes."""
+        return self._reader.done()
+
     @property
     def takes_more(self) -> bool:
         """True while new requests may name it."""
@@ -98,6 +107,7 @@ class TokenReader:
         self._parts = parts
         self._peer = peer
         self._watch: Watch | None = None
+        self._watches: list[Watch] = []  # the old ones, too, until their last requests end
         self._is_served = True
         self._opening = asyncio.Lock()
 
@@ -117,6 +127,11 @@ class TokenReader:
             reading.close()
             if watch is not None and place is not None:
                 watch.leave(place)
+
+    def stats(self) -> dict[str, int]:
+        """Open watches and the requests on them."""
+        watches = [watch for watch in self._watches if not watch.is_over]
+        return {"token_watches": len(watches), "watched_requests": sum(map(len, watches))}
 
     async def _within(self, deadline: float) -> Watch | None:
         """A watch that takes the request; whoever waits for another's opening waits no longer either."""
@@ -149,4 +164,6 @@ class TokenReader:
             return None
         if first is grpc.aio.EOF:
             raise PeerUnreachable(f"{self._peer} stops and sends no more tokens; another worker may")
-        return Watch(watch_id, call, self._parts, self._peer)
+        watch = Watch(watch_id, call, self._parts, self._peer)
+        self._watches = [*(old for old in self._watches if not old.is_over), watch]
+        return watch

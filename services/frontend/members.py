@@ -9,6 +9,7 @@ one.
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from services.common.changes import Changes
@@ -119,8 +120,12 @@ class Members:
         )
 
     def stats(self) -> dict[str, int]:
-        """Members, those that can be reached, those that finish what they have, and tasks. Any thread."""
+        """Members: all, reachable, those that finish what they have; tasks, watches of tokens. Any thread."""
+        tokens = Counter[str]({"token_watches": 0, "watched_requests": 0})
+        for member in [*self._members.values(), *self._retired]:
+            tokens.update(member.calls.decode.stats())
         return {
+            **tokens,
             "members": len(self._members),
             "members_reachable": sum(member.is_reachable for member in list(self._members.values())),
             "members_retired": len(self._retired),

@@ -39,7 +39,7 @@ OWNED_METRICS = (
     "baton_frontend_inflight_requests",
     *(f"baton_frontend_resources{{name={name}}}" for name in (
         "running_requests", "waiting_requests", "tokenizer_calls", "kept_answers", "resumable_requests",
-        "ticket_releases_running", "members_retired",
+        "ticket_releases_running", "members_retired", "watched_requests",
     )),
 )  # fmt: skip
 

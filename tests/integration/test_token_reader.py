@@ -38,13 +38,16 @@ async def test_requests_share_one_watch() -> None:
         engine.hold_next()
         tasks = [asyncio.ensure_future(collect(server.decode.decode(work(prompt, LONG)))) for prompt in PROMPTS]
         await until(lambda: counts(server) == (1, len(PROMPTS)))
+        assert server.decode.stats() == {"token_watches": 1, "watched_requests": len(PROMPTS)}
         engine.gate.set()
         for prompt, (tokens, last) in zip(PROMPTS, await asyncio.gather(*tasks), strict=True):
             assert ids(tokens[0]) == expected_tokens(prompt, LONG, 40)
             assert last.summary is not None
             assert last.summary.usage.completion_tokens == 40
         await until(lambda: counts(server) == (1, 0))
+        assert server.decode.stats() == {"token_watches": 1, "watched_requests": 0}
     assert counts(server) == (0, 0)
+    await until(lambda: not any(server.decode.stats().values()))
 
 
 async def test_tokens_of_a_step_are_one_message() -> None:
