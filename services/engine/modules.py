@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from services.engine.native.kernels import Kernels
 from services.engine.native.modules import NativeLinear, NativeRmsNorm
+from services.engine.native.tiles import TileStore
 from services.engine.quantized import QuantizedLinear
 
 
@@ -81,13 +82,16 @@ def fast_linear(
     device: torch.device, dtype: torch.dtype, kernels: Kernels | None, quantization: str = "none"
 ) -> Callable[[nn.Linear], nn.Module] | None:
     """What makes linear layers fast on this device in this dtype; None where torch's own are."""
+    store = TileStore()
     if quantization == "int8":
-        return lambda linear: QuantizedLinear(linear, kernels)
+        return lambda linear: QuantizedLinear(linear, kernels, store)
     if not can_pack_linears(device, dtype):
         return None
     if kernels is None or not kernels.can_multiply:
         return PackedLinear
-    return lambda linear: NativeLinear(linear, kernels) if NativeLinear.can_take(linear) else PackedLinear(linear)
+    return lambda linear: (
+        NativeLinear(linear, kernels, store) if NativeLinear.can_take(linear) else PackedLinear(linear)
+    )
 
 
 def can_pack_linears(device: torch.device, dtype: torch.dtype) -> bool:

@@ -10,23 +10,24 @@ import torch
 from torch import nn
 
 from services.engine.native.kernels import Kernels
+from services.engine.native.tiles import TileStore
 
 _LARGEST = 127.0
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer of int8 by int8, in our own kernel where that can run, else in torch's."""
+    """A linear layer of int8 by int8, in our own kernel over tiles where that can run, else in torch's."""
 
-    def __init__(self, linear: nn.Linear, kernels: Kernels | None) -> None:
+    def __init__(self, linear: nn.Linear, kernels: Kernels | None, store: TileStore) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        fits = linear.in_features % 64 == 0 and linear.out_features >= 16
+        self._kernels = kernels if kernels is not None and kernels.can_multiply and fits else None
         weight, scale = quantize_rows(linear.weight.detach())
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.weight = nn.Parameter(store.pack(weight) if self.is_native else weight, requires_grad=False)
         self.scale = nn.Parameter(scale[:, 0].contiguous(), requires_grad=False)
         bias = cast("torch.Tensor | None", linear.bias)  # typed as always there, but it is not
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        fits = linear.in_features % 64 == 0 and linear.out_features >= 16
-        self._kernels = kernels if kernels is not None and kernels.can_multiply and fits else None
 
     @property
     def is_native(self) -> bool:

@@ -55,14 +55,15 @@ def test_slices_of_long_prompts_join_without_seams(rows: int, backend: MakeBacke
     torch.testing.assert_close(case.run(backend(case.kv), PLAIN).double(), case.expected(PLAIN), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head_dim", [8, 64, 128])
+@pytest.mark.parametrize(("head_dim", "heads", "block_size"), [(8, 6, 8), (64, 6, 8), (64, 6, 16), (128, 40, 32)])
 @pytest.mark.parametrize("window", [None, 7, 100])
 @pytest.mark.parametrize("softcap", [None, 0.7])
 def test_bfloat16_is_close_to_the_formula(
-    head_dim: int, window: int | None, softcap: float | None, backend: MakeBackend
+    head_dim: int, heads: int, block_size: int, window: int | None, softcap: float | None, backend: MakeBackend
 ) -> None:
     """bfloat16 differs from the formula by its own rounding only (values are of size 1, its step there is 2^-7)."""
-    case = PagedCase.random([*MIXED, (200, 300)], head_dim=head_dim, dtype=torch.bfloat16)
+    sizes = [*MIXED, (200, 300)]
+    case = PagedCase.random(sizes, num_heads=heads, head_dim=head_dim, block_size=block_size, dtype=torch.bfloat16)
     options = LayerOptions(layer_idx=1, scale=head_dim**-0.5, sliding_window=window, softcap=softcap)
     torch.testing.assert_close(
         case.run(backend(case.kv), options).double(), case.expected(options), atol=0.03, rtol=0.03
@@ -84,14 +85,18 @@ def test_new_keys_and_values_are_stored_where_the_block_table_says(backend: Make
     assert torch.equal(case.kv[0].isnan(), untouched.isnan())
 
 
-def test_nan_of_one_request_stays_its_own(backend: MakeBackend) -> None:
-    """A request whose KV is NaN gets NaN; its batch mates get what the formula says."""
-    case = PagedCase.random([(20, 1), (21, 1), (5, 30)])
-    case.kv[1, :, :, case.items[1].block_ids[0]] = float("nan")
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_nan_of_one_request_stays_its_own(
+    part: int, dtype: torch.dtype, tolerance: float, backend: MakeBackend
+) -> None:
+    """A request whose keys or values are NaN gets NaN; its batch mates get what the formula says."""
+    case = PagedCase.random([(20, 1), (21, 1), (5, 30)], head_dim=64, block_size=16, dtype=dtype)
+    case.kv[1, part, :, case.items[1].block_ids[0]] = float("nan")
     got, wanted = case.run(backend(case.kv), PLAIN), case.expected(PLAIN)
     assert got[1].isnan().all()
     healthy = [0, *range(2, 32)]
-    torch.testing.assert_close(got[healthy].double(), wanted[healthy], atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(got[healthy].double(), wanted[healthy], atol=tolerance, rtol=tolerance)
 
 
 def test_what_one_request_gets_does_not_depend_on_the_others() -> None:
@@ -99,7 +104,7 @@ def test_what_one_request_gets_does_not_depend_on_the_others() -> None:
     kernels = kernels_or_none()
     if kernels is None:
         pytest.skip("no C++ compiler is installed")
-    case = PagedCase.random([(300, 1), (500, 1), (100, 200)], head_dim=64, dtype=torch.bfloat16)
+    case = PagedCase.random([(300, 1), (500, 1), (100, 200)], head_dim=64, block_size=16, dtype=torch.bfloat16)
     together = case.run(make_backend("native", case.kv, kernels), PLAIN)
     for row in (0, 1):
         assert torch.equal(case.only(row).run(make_backend("native", case.kv, kernels), PLAIN)[0], together[row])

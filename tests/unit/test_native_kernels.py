@@ -9,6 +9,7 @@ from torch.nn import functional
 from services.engine.native import library
 from services.engine.native.kernels import Kernels
 from services.engine.native.library import KernelsUnavailable, cache_directory, load_library
+from services.engine.native.tiles import TileStore
 from tests.harness.native import kernels_or_none
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -29,7 +30,7 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(got.double(), wanted.double(), atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 65, 100, 511])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 65, 100, 511, 2100])
 @pytest.mark.parametrize("shape", [(16, 32), (48, 64), (50, 96), (770, 768), (200, 1600)], ids=str)
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_linear(kernels: Kernels, rows: int, shape: tuple[int, int], has_bias: bool) -> None:
@@ -41,7 +42,7 @@ def test_linear(kernels: Kernels, rows: int, shape: tuple[int, int], has_bias: b
     weight = torch.randn(shape, generator=generator).div_(shape[1] ** 0.5).bfloat16()
     bias = torch.randn(shape[0], generator=generator).bfloat16() if has_bias else None
     wanted = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    assert_close(kernels.linear(x, weight, bias), wanted)
+    assert_close(kernels.linear(x, TileStore().pack(weight), shape[0], bias), wanted)
 
 
 @pytest.mark.parametrize(("rows", "size"), [(60, 96), (330, 1600)])
@@ -51,13 +52,13 @@ def test_linear_gives_a_row_the_same_bits_in_any_company(
     """A row's result does not depend on the number of rows or threads, bit for bit."""
     if not kernels.can_multiply:
         pytest.skip("this processor has no AMX")
-    x, weight = torch.randn(rows, size).bfloat16(), torch.randn(80, size).bfloat16()
-    together = kernels.linear(x, weight, None)
-    parts = [kernels.linear(part, weight, None) for count in (1, 17, 33, 70, 300) for part in x.split(count)]
+    x, tiles = torch.randn(rows, size).bfloat16(), TileStore().pack(torch.randn(80, size).bfloat16())
+    together = kernels.linear(x, tiles, 80, None)
+    parts = [kernels.linear(part, tiles, 80, None) for count in (1, 17, 33, 70, 300) for part in x.split(count)]
     assert torch.equal(torch.cat(parts), together.repeat(5, 1))
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert torch.equal(kernels.linear(x, weight, None), together)
+        assert torch.equal(kernels.linear(x, tiles, 80, None), together)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

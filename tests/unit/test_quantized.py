@@ -12,6 +12,7 @@ from services.common.checkpoint import resolve_checkpoint
 from services.engine.config import EngineConfig
 from services.engine.fingerprint import model_fingerprint
 from services.engine.load import load_model
+from services.engine.native.tiles import TileStore
 from services.engine.quantized import QuantizedLinear, quantize_rows
 from tests.harness.checkpoints import tiny_checkpoint
 from tests.harness.native import kernels_or_none
@@ -25,7 +26,7 @@ def quantized(request: pytest.FixtureRequest) -> Make:
     kernels = kernels_or_none()
     if request.param == "kernels" and (kernels is None or not kernels.can_multiply):
         pytest.skip("this machine has no compiler or no AMX")
-    return lambda linear: QuantizedLinear(linear, kernels if request.param == "kernels" else None)
+    return lambda linear: QuantizedLinear(linear, kernels if request.param == "kernels" else None, TileStore())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -52,7 +53,7 @@ def test_inputs_that_fill_no_tile_go_to_torch() -> None:
     """A layer whose inputs are no multiple of 64 works all the same."""
     linear, hidden = nn.Linear(40, 8), torch.randn(3, 40)
     with torch.inference_mode():
-        got = QuantizedLinear(linear, kernels_or_none())(hidden)
+        got = QuantizedLinear(linear, kernels_or_none(), TileStore())(hidden)
         torch.testing.assert_close(got, linear(hidden), atol=0.03, rtol=0.03)
 
 

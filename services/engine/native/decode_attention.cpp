@@ -8,8 +8,8 @@
 #include <limits>
 #include <vector>
 
+#include "decode_tiles.h"
 #include "kernels.h"
-#include "vectors.h"
 
 namespace {
 
@@ -148,6 +148,29 @@ void attend_chunk(const Batch<T>& batch, const Item& item, float* partial) {
     }
 }
 
+#ifdef BATON_AMX
+// As attend_chunk, with tiles, which must be configured; `next` is what this thread is likely to work on after it.
+template <int D>
+void attend_chunk_tiles(const Batch<bfloat16>& batch, const Item& item, const Item& next, float* partial) {
+    const auto chunk = [&](const Item& one) {
+        const int64_t plane = batch.num_blocks * batch.block_size * D;
+        const int32_t* table = batch.blocks + batch.tables[one.request];
+        return Chunk<D>{batch.kv + one.head * plane, table, batch.block_size, batch.kv_heads * plane, one.begin, one.end};
+    };
+    thread_local ChunkScratch<CHUNK> scratch;
+    const bfloat16* query = batch.query + item.request * batch.query_row + item.head * batch.group * batch.query_head;
+    for (int64_t g = 0; g < batch.group; g += GROUP) {
+        const int64_t heads = std::min(GROUP, batch.group - g);
+        const bfloat16* rows[GROUP];
+        for (int64_t i = 0; i < GROUP; i++) rows[i] = i < heads ? query + (g + i) * batch.query_head : nullptr;
+        attend_tiles<D>(chunk(item), chunk(next), rows, heads, batch.scale, batch.softcap, partial + 2 * g,
+                        partial + 2 * batch.group + g * D, scratch);
+    }
+}
+
+inline bool takes_tiles(int64_t block_size) { return block_size % KEYS_AT_ONCE == 0 && may_use_tiles(); }
+#endif
+
 template <typename T>
 void merge_chunks(const Batch<T>& batch, int64_t request, int64_t head, const float* partial, int64_t chunks) {
     const int64_t stride = batch.group * (batch.dim + 2);
@@ -167,6 +190,27 @@ void merge_chunks(const Batch<T>& batch, int64_t request, int64_t head, const fl
     }
 }
 
+// All items, shared by the threads of a team.
+template <typename T, int D>
+void attend_chunks(const Batch<T>& batch, const std::vector<Item>& items, float* partials, int64_t stride) {
+    const int64_t count = items.size();
+#ifdef BATON_AMX
+    if constexpr (sizeof(T) == 2 && (D == 64 || D == 128)) {
+        if (takes_tiles(batch.block_size)) {
+            const TileShapes shapes;
+            _tile_loadconfig(&shapes);
+#pragma omp for schedule(dynamic, 4)
+            for (int64_t i = 0; i < count; i++)
+                attend_chunk_tiles<D>(batch, items[i], items[std::min(i + 1, count - 1)], partials + items[i].slot * stride);
+            _tile_release();
+            return;
+        }
+    }
+#endif
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; i++) attend_chunk<T, D>(batch, items[i], partials + items[i].slot * stride);
+}
+
 template <typename T, int D>
 void attend(const Batch<T>& batch, int threads) {
     std::vector<Item> items;
@@ -184,11 +228,10 @@ void attend(const Batch<T>& batch, int threads) {
     thread_local std::vector<float> partials;
     partials.resize(slot * stride);
     float* base = partials.data();
-    const int64_t count = items.size(), rows = slots.size() - 1;
+    const int64_t rows = slots.size() - 1;
 #pragma omp parallel num_threads(threads)
     {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < count; i++) attend_chunk<T, D>(batch, items[i], base + items[i].slot * stride);
+        attend_chunks<T, D>(batch, items, base, stride);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows; i++)
             merge_chunks(batch, i / batch.kv_heads, i % batch.kv_heads, base + slots[i] * stride, slots[i + 1] - slots[i]);

@@ -65,23 +65,23 @@ class Kernels:
             for dtype, suffix in DTYPES.items()
         }
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """X · weightᵀ + bias, bfloat16: contiguous [..., K] to [..., N], weight [N, K]; K in 32s, N 16 or more."""
-        (n, k), rows = weight.shape, x.numel() // weight.shape[1]
+    def linear(self, x: torch.Tensor, tiles: torch.Tensor, n: int, bias: torch.Tensor | None) -> torch.Tensor:
+        """X · weightᵀ + bias, bfloat16: contiguous [..., K] to [..., N], over the tiles of a weight (`TileStore`)."""
+        k = x.shape[-1]
         out = x.new_empty(*x.shape[:-1], n)
         at = None if bias is None else bias.data_ptr()
-        self._linear(out.data_ptr(), x.data_ptr(), weight.data_ptr(), at, rows, n, k, torch.get_num_threads())
+        self._linear(out.data_ptr(), x.data_ptr(), tiles.data_ptr(), at, x.numel() // k, n, k, torch.get_num_threads())
         return out
 
     def quantized_linear(
-        self, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+        self, x: torch.Tensor, tiles: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """As `linear`, with int8 weights of one float32 scale a row and x quantized row by row; K in 64s."""
-        (n, k), rows = weight.shape, x.numel() // weight.shape[1]
+        """As `linear`, with int8 weights of one float32 scale an output and x quantized row by row."""
+        n, k = scale.shape[0], x.shape[-1]
         out = x.new_empty(*x.shape[:-1], n)
         at = None if bias is None else bias.data_ptr()
-        pointers = out.data_ptr(), x.data_ptr(), weight.data_ptr(), scale.data_ptr(), at
-        self._functions["quantized_linear", x.dtype](*pointers, rows, n, k, torch.get_num_threads())
+        pointers = out.data_ptr(), x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), at
+        self._functions["quantized_linear", x.dtype](*pointers, x.numel() // k, n, k, torch.get_num_threads())
         return out
 
     def rms_norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:

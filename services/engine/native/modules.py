@@ -7,38 +7,32 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from services.engine.attention.hook import StepSlot
 from services.engine.attention.interface import LayerOptions
 from services.engine.native.kernels import Kernels
-
-# Beyond, torch's product of unpacked weights is as fast or faster.
-MOST_ROWS = 512
+from services.engine.native.tiles import TileStore
 
 
 class NativeLinear(nn.Module):
-    """A bfloat16 linear layer over torch's own weight, read where it lies."""
+    """A bfloat16 linear layer; its weight lies as tiles."""
 
-    def __init__(self, linear: nn.Linear, kernels: Kernels) -> None:
+    def __init__(self, linear: nn.Linear, kernels: Kernels, store: TileStore) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight
+        self.weight = nn.Parameter(store.pack(linear.weight.detach()), requires_grad=False)
         self.bias = cast("nn.Parameter | None", linear.bias)  # typed as always there, but it is not
         self._kernels = kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
-        if hidden.numel() > MOST_ROWS * self.in_features:
-            return functional.linear(hidden, self.weight, self.bias)
-        return self._kernels.linear(hidden.contiguous(), self.weight, self.bias)
+        return self._kernels.linear(hidden.contiguous(), self.weight, self.out_features, self.bias)
 
     @staticmethod
     def can_take(linear: nn.Linear) -> bool:
         """Whether the kernel's shapes fit."""
-        weight = linear.weight
         fits = linear.in_features % 32 == 0 and linear.out_features >= 16
-        return fits and weight.dtype == torch.bfloat16 and weight.is_contiguous()
+        return fits and linear.weight.dtype == torch.bfloat16
 
 
 class NativeRmsNorm(nn.Module):

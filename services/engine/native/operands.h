@@ -1,4 +1,7 @@
 // What is multiplied and how sums become numbers: bfloat16 by bfloat16, or int8 by int8 with scales.
+//
+// Weights lie as tiles, in the order in which they are read: [panels][steps][2][16 columns][64 bytes]. A panel is 32
+// columns of the product; the last one may overlap the one before it, and both write the same.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +17,7 @@ struct Plain {
     using Number = bfloat16;
     static constexpr bool IS_WHOLE = false;
     bfloat16* out;  // [rows, n]
-    const bfloat16 *x, *w, *bias;  // [rows, k], [n, k], [n] or null
+    const bfloat16 *x, *w, *bias;  // [rows, k], tiles, [n] or null
     int64_t rows, n, k;
 
     int64_t row_bytes() const { return 2 * k; }
@@ -83,6 +86,20 @@ struct Quantized {
                                             _mm512_set1_ps(w_scale[column]));
         return _mm512_add_ps(scaled, _mm512_set1_ps(bias ? widen(bias[column]) : 0.0f));
     }
+};
+
+// Where the panels of a product lie.
+template <typename P>
+struct Panels {
+    const P& p;
+
+    int64_t count() const { return (p.n + 31) / 32; }
+    int64_t steps() const { return p.row_bytes() / 64; }
+    int64_t bytes() const { return 2048 * steps(); }
+    const char* at(int64_t panel) const { return reinterpret_cast<const char*>(p.w) + panel * bytes(); }
+    int64_t column(int64_t panel) const { return std::max<int64_t>(0, std::min(32 * panel, p.n - 32)); }
+    // From the first sixteen columns of a panel to the others.
+    int64_t second() const { return std::min<int64_t>(16, p.n - 16); }
 };
 
 // Sums of sixteen rows as two tiles [16 columns][16 rows], to the rows' columns from `column` and from `column + second`.

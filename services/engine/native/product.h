@@ -1,7 +1,8 @@
-// Products of many rows: blocks of rows of w stay in the cache of a core as tiles while all rows of x pass.
+// A product: every 32 rows of x pass over each panel of w.
 //
-// The sums of 32 x 32 become numbers while the next tiles are multiplied, and what comes next is fetched meanwhile. Where
-// rows are long, their parts pass one after the other, over sums kept between them.
+// Few rows take the panels as they come from memory. Of many, blocks of panels stay in the cache of a core while all rows
+// pass, and the next block is fetched meanwhile; where rows are long, their parts pass one after the other, over sums kept
+// between them. Sums become numbers while the next tiles are multiplied. They run over k in one order, whatever the rows.
 #pragma once
 
 #include "operands.h"
@@ -9,7 +10,11 @@
 #ifdef BATON_AMX
 namespace {
 
-// Steps of 64 bytes of 32 rows of x, which stay in the nearest cache: all, or parts of them.
+constexpr int64_t FEW_ROWS = 128;
+// So many bytes ahead of where it is read is a panel fetched that comes from memory: on one core, in huge pages, 14 GB/s
+// without, 19 with 1 to 1.5 KiB, 16 with 4 KiB.
+constexpr int64_t FETCHED_AHEAD = 2048;
+// Steps of 64 bytes of 32 of many rows of x, which stay in the nearest cache: all, or parts of them.
 constexpr int64_t MOST_STEPS = 24, PART_STEPS = 16;
 // Bytes of a block of w, and of x where that fits beside it: the smaller blocks are, the less is waited for the first.
 constexpr int64_t LARGE_BLOCK = 768 << 10, SMALL_BLOCK = 256 << 10, SMALL_X = 1 << 20;
@@ -33,19 +38,13 @@ struct PackedRows {
     }
 };
 
-// Lines that are needed soon, fetched a few at a time: rows of w, and tiles of x, which lie end to end.
+// Lines that are needed soon and lie end to end, fetched a few at a time.
 struct Ahead {
-    const char* w = nullptr;
-    int64_t stride = 0, columns = 0, rows = 0, w_each = 0, column = 0;
-    const char* x = nullptr;
-    int64_t x_left = 0, x_each = 0;
+    const char* at = nullptr;
+    int64_t left = 0, each = 0;
 
     void fetch() {
-        for (int64_t i = 0; i < w_each && rows > 0; i++) {
-            _mm_prefetch(w + 64 * column, _MM_HINT_T1);
-            if (++column == columns) column = 0, rows--, w += stride;
-        }
-        for (int64_t i = 0; i < x_each && x_left > 0; i++, x += 64, x_left--) _mm_prefetch(x, _MM_HINT_T1);
+        for (int64_t i = 0; i < each && left > 0; i++, at += 64, left--) _mm_prefetch(at, _MM_HINT_T1);
     }
 };
 
@@ -62,50 +61,68 @@ struct Waiting {
     }
 };
 
-// Adds up tiles of 32 rows of w with those of one or two groups of x, for some steps.
-template <int GROUPS, typename P>
-inline __attribute__((always_inline)) void add_steps(const char*& w, const uint32_t*& x, int64_t steps, Ahead& ahead) {
+// What comes next of both sides.
+struct Next {
+    Ahead w{}, x{};
+
+    void fetch() {
+        w.fetch();
+        x.fetch();
+    }
+};
+
+// What passes by once should not push x out of the nearest cache; what memory still brings is better off there.
+#define BATON_LOAD_W(IS_FEW, tile, from)     \
+    if (IS_FEW)                              \
+        _tile_loadd(tile, from, 64);         \
+    else                                     \
+        _tile_stream_loadd(tile, from, 64)
+
+// Adds up tiles of a panel of w with those of one or two groups of x, for some steps.
+template <int GROUPS, bool IS_FEW, typename P>
+inline __attribute__((always_inline)) void add_steps(const char*& w, const uint32_t*& x, int64_t steps, Next& next) {
     for (int64_t k = 0; k < steps; k++, w += 2048, x += GROUPS * TILE) {
         _tile_loadd(6, x, 64);
-        _tile_stream_loadd(4, w, 64);
+        BATON_LOAD_W(IS_FEW, 4, w);
         BATON_MULTIPLY_TILES(P, 0, 4, 6);
-        _tile_stream_loadd(5, w + 1024, 64);
+        BATON_LOAD_W(IS_FEW, 5, w + 1024);
         BATON_MULTIPLY_TILES(P, 1, 5, 6);
         if (GROUPS == 2) {
             _tile_loadd(7, x + TILE, 64);
             BATON_MULTIPLY_TILES(P, 2, 4, 7);
             BATON_MULTIPLY_TILES(P, 3, 5, 7);
         }
-        ahead.fetch();
+        next.fetch();
     }
 }
 
 template <typename P>
-struct ManyRows {
+struct Product {
     P p;
     PackedRows x;
-    int64_t second;
-    char* w;         // a block's [panels][steps][2] tiles
     float* kept;     // [panels] of four tiles
     float* scratch;  // two times four tiles
     Waiting<P> waiting{};
-    Ahead ahead{};
+    Next next{};
     bool flip = false;
 
-    // Panels of 32 columns from `first`; as many may come next.
+    // One panel as it comes from memory.
+    void stream(int64_t panel) {
+        const Panels<P> panels{p};
+        next.w = {panels.at(panel) + FETCHED_AHEAD, panels.bytes() / 64, 32};
+        for (int64_t g = 0; g < x.groups; g += 2) run_panel<true>(panels, g, 0, panel, kept);
+    }
+    // Panels from `first` to `end`; as many may come next.
     void run(int64_t first, int64_t end, bool has_next) {
-        const int64_t panels = end - first, pairs = (x.groups + 1) / 2, lines = 32 * panels * x.steps;
-        for (int64_t i = 0; i < panels; i++) pack(column(first + i), w + i * x.steps * 2048);
-        asm volatile("" ::: "memory");  // tiles are loaded behind the compiler's back
-        const int64_t rows = has_next ? std::min(32 * panels, p.n - column(end)) : 0;
-        ahead = {at(column(end)), p.row_bytes(), x.steps, rows, lines / (pairs * panels * x.steps) + 1};
-        ahead.x_each = 32 / panels + 1;
+        const Panels<P> panels{p};
+        const int64_t count = end - first, pairs = (x.groups + 1) / 2;
+        const int64_t coming = has_next ? std::min(count, panels.count() - end) : 0;
+        next.w = {panels.at(end), coming * panels.bytes() / 64, 32 / pairs + 1};
+        next.x.each = 32 / count + 1;
         for (int64_t g = 0; g < x.groups; g += 2) {
             for (int64_t part = 0; part < x.steps; part += x.most) {
                 fetch_x(g + 2, part);
-                for (int64_t i = 0; i < panels; i++)
-                    x.has_second(g) ? run_block<2>(g, part, column(first + i), i)
-                                    : run_block<1>(g, part, column(first + i), i);
+                for (int64_t i = 0; i < count; i++) run_panel<false>(panels, g, part, first + i, kept + i * 4 * TILE);
             }
         }
     }
@@ -114,40 +131,35 @@ struct ManyRows {
     }
 
   private:
-    // The last panel may overlap the one before it, and both write the same.
-    int64_t column(int64_t panel) const { return std::max<int64_t>(0, std::min(32 * panel, p.n - 32)); }
-    const char* at(int64_t column) const { return reinterpret_cast<const char*>(p.w) + column * p.row_bytes(); }
-
     void fetch_x(int64_t group, int64_t part) {
-        ahead.x_left = group < x.groups ? 32 * x.count(part) : 0;
-        if (ahead.x_left) ahead.x = reinterpret_cast<const char*>(x.at(group, part));
+        next.x.left = group < x.groups ? 32 * x.count(part) : 0;
+        if (next.x.left) next.x.at = reinterpret_cast<const char*>(x.at(group, part));
     }
-    void pack(int64_t column, char* tiles) const {
-        for (int64_t i = 0; i < 32; i++) {
-            const char* from = at(column + (i < 16 ? i : second + i - 16));
-            char* to = tiles + 64 * i;
-            for (int64_t k = 0; k < x.steps; k++) _mm512_store_si512(to + 2048 * k, _mm512_loadu_si512(from + 64 * k));
-        }
+    template <bool IS_FEW>
+    void run_panel(const Panels<P>& panels, int64_t group, int64_t part, int64_t panel, float* sums) {
+        if (x.has_second(group))
+            add_panel<2, IS_FEW>(panels, group, part, panel, sums);
+        else
+            add_panel<1, IS_FEW>(panels, group, part, panel, sums);
     }
-    template <int GROUPS>
-    void run_block(int64_t group, int64_t part, int64_t column, int64_t panel) {
+    template <int GROUPS, bool IS_FEW>
+    void add_panel(const Panels<P>& panels, int64_t group, int64_t part, int64_t panel, float* sums) {
         const int64_t count = x.count(part);
-        const char* from_w = w + (panel * x.steps + part) * 2048;
+        const char* from_w = panels.at(panel) + part * 2048;
         const uint32_t* from_x = x.at(group, part);
-        float* sums = kept + panel * 4 * TILE;
         if (part == 0)
             zero<GROUPS>();
         else
             load<GROUPS>(sums);
-        add_steps<GROUPS, P>(from_w, from_x, count / 4, ahead);
+        add_steps<GROUPS, IS_FEW, P>(from_w, from_x, count / 4, next);
         waiting.finish_one(p);
-        add_steps<GROUPS, P>(from_w, from_x, count / 4, ahead);
+        add_steps<GROUPS, IS_FEW, P>(from_w, from_x, count / 4, next);
         waiting.finish_one(p);
-        add_steps<GROUPS, P>(from_w, from_x, count - count / 4 * 2, ahead);
+        add_steps<GROUPS, IS_FEW, P>(from_w, from_x, count - count / 4 * 2, next);
         if (part + x.most < x.steps) return store<GROUPS>(sums);
         float* to = scratch + (flip = !flip) * 4 * TILE;
         store<GROUPS>(to);
-        waiting = {to, 16 * group, column, second, GROUPS};
+        waiting = {to, 16 * group, panels.column(panel), panels.second(), GROUPS};
     }
     template <int GROUPS>
     static void zero() {
@@ -172,7 +184,7 @@ struct ManyRows {
     }
 };
 
-// Panels of 32 columns that a thread packs at once.
+// Panels that a thread has in its cache at once.
 inline int64_t panels_at_once(int64_t panels, int64_t steps, int64_t groups, int threads) {
     const int64_t bytes = groups * steps * 1024 > SMALL_X ? LARGE_BLOCK : SMALL_BLOCK;
     const int64_t most = std::max<int64_t>(1, bytes / (2048 * steps)), share = (panels + threads - 1) / threads;
@@ -181,13 +193,14 @@ inline int64_t panels_at_once(int64_t panels, int64_t steps, int64_t groups, int
 }
 
 template <typename P>
-void multiply_many(P p, int threads) {
-    const int64_t groups = (p.rows + 15) / 16, steps = p.row_bytes() / 64, panels = (p.n + 31) / 32;
-    const int64_t at_once = panels_at_once(panels, steps, groups, threads);
+void multiply_part(P p, int threads) {
+    const int64_t groups = (p.rows + 15) / 16, steps = Panels<P>{p}.steps(), panels = Panels<P>{p}.count();
+    const bool is_few = p.rows <= FEW_ROWS;
+    const int64_t at_once = is_few ? 1 : panels_at_once(panels, steps, groups, threads);
     thread_local std::vector<uint32_t, Aligned<uint32_t>> packed_x;
     packed_x.resize(groups * steps * TILE);
     p.prepare();
-    const PackedRows x{packed_x.data(), groups, steps, steps > MOST_STEPS ? PART_STEPS : steps};
+    const PackedRows x{packed_x.data(), groups, steps, is_few || steps <= MOST_STEPS ? steps : PART_STEPS};
 #pragma omp parallel num_threads(threads) firstprivate(p)
     {
 #pragma omp for schedule(static)
@@ -198,14 +211,16 @@ void multiply_many(P p, int threads) {
         }
         const TileShapes shapes;
         _tile_loadconfig(&shapes);
-        thread_local std::vector<char, Aligned<char>> w;
         thread_local std::vector<float, Aligned<float>> sums;
-        w.resize(at_once * steps * 2048);
         sums.resize((at_once + 2) * 4 * TILE);
-        ManyRows<P> work{p, x, std::min<int64_t>(16, p.n - 16), w.data(), sums.data() + 8 * TILE, sums.data()};
+        Product<P> work{p, x, sums.data() + 8 * TILE, sums.data()};
 #pragma omp for schedule(static)
-        for (int64_t first = 0; first < panels; first += at_once)
-            work.run(first, std::min(panels, first + at_once), first + at_once < panels);
+        for (int64_t first = 0; first < panels; first += at_once) {
+            if (is_few)
+                work.stream(first);
+            else
+                work.run(first, std::min(panels, first + at_once), first + at_once < panels);
+        }
         work.finish();
         _tile_release();
     }
