@@ -24,7 +24,7 @@ from services.engine.packing import pack_step
 from services.engine.paged_kv import PagedKv
 from services.engine.runner import Runner
 from services.engine.runners import make_runner, num_spare_blocks
-from services.engine.sampler import sample_rows
+from services.engine.sampler import Largest, find_largest, sample_rows
 from services.engine.support import longest_context
 from services.engine.tensor_parallel.link import RankLost
 from services.engine.tensor_parallel.ranks import Ranks, own_config, start_ranks
@@ -56,6 +56,7 @@ class Engine:
         layout: KvLayout,
         limits: EngineLimits,
         ranks: Ranks | None = None,
+        find: Largest = find_largest,
     ) -> None:
         self.layout = layout
         self.limits = limits
@@ -64,6 +65,7 @@ class Engine:
         self.attention = runner.attention
         self._runner: Runner | GraphRunner | ShardedRunner | None = runner
         self._ranks = ranks
+        self._find_largest = find
         self._steps = self._fed = self._sampled = self._failed = 0
 
     @torch.inference_mode()
@@ -91,7 +93,7 @@ class Engine:
         finally:
             self.kv.mark()  # also what a failed step has begun may still run on a device
         results = [ItemResult()] * len(items)
-        sampled = sample_rows(logits, [items[index].samples for index in packed.sampled])
+        sampled = sample_rows(logits, [items[index].samples for index in packed.sampled], self._find_largest)
         for index, result in zip(packed.sampled, sampled, strict=True):
             results[index] = result
         self._count(items, sampled)
@@ -186,10 +188,11 @@ def _load(config: EngineConfig, report: Callable[[str], None], ranks: Ranks | No
     )
     runner = make_runner(config, loaded, kv, max_model_len, backend.name, report)
     layout = _layout(config, loaded, block_size)
+    find = find_largest if loaded.kernels is None else loaded.kernels.largest
     if ranks is None:
-        return Engine(runner, kv, layout, limits)
+        return Engine(runner, kv, layout, limits, find=find)
     group = loaded.group_slot.group = ranks.join(kv.tensor.shape, layout.dtype, backend.name)
-    return Engine(ShardedRunner(runner, group), kv, layout, limits, ranks)
+    return Engine(ShardedRunner(runner, group), kv, layout, limits, ranks, find)
 
 
 def _allocate(

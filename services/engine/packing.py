@@ -6,6 +6,7 @@ order. Knows nothing of models.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def pack_step(items: Sequence[BatchItem], block_size: int, device: torch.device)
     row_starts = np.cumsum(query_lens) - query_lens
     positions = np.arange(int(query_lens.sum()), dtype=np.int64) + np.repeat(starts - row_starts, query_lens)
     tables = [_needed_blocks(item, block_size) for item in packed]
-    token_ids = np.concatenate([np.asarray(item.token_ids, dtype=np.int64) for item in packed])
+    token_ids = np.fromiter(chain.from_iterable(item.token_ids for item in packed), np.int64, len(positions))
     sampled = [row for row, item in enumerate(packed) if item.samples]
     logit_rows = (row_starts + query_lens - 1)[sampled or [0]]
     attention = AttentionBatch(
@@ -85,14 +86,14 @@ def _needed_blocks(item: BatchItem, block_size: int) -> tuple[int, ...]:
 def _slots(
     tables: Sequence[tuple[int, ...]], query_lens: np.ndarray, positions: np.ndarray, block_size: int
 ) -> np.ndarray:
-    slots = np.empty_like(positions)
-    first = 0
-    for table, count in zip(tables, query_lens.tolist(), strict=True):
+    blocks, offsets = np.divmod(positions, block_size)
+    first = num_decodes = int((query_lens == 1).sum())
+    blocks[:num_decodes] = [table[-1] for table in tables[:num_decodes]]  # where a request's last position lies
+    for table, count in zip(tables[num_decodes:], query_lens[num_decodes:].tolist(), strict=True):
         rows = slice(first, first + count)
-        blocks, offsets = np.divmod(positions[rows], block_size)
-        slots[rows] = np.asarray(table, dtype=np.int64)[blocks] * block_size + offsets
+        blocks[rows] = np.asarray(table, dtype=np.int64)[blocks[rows]]
         first = rows.stop
-    return slots
+    return blocks * block_size + offsets
 
 
 def _to(device: torch.device, array: np.ndarray) -> torch.Tensor:

@@ -7,7 +7,7 @@ probabilities, and the key makes any worker draw the same number. An item whose 
 Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), Philox 4x64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from services.engine.filters import filter_rows
 from services.engine.logprobs import Logprobs, read_logprobs
 from services.engine.penalties import adjust_row, needs_adjusting
 
+# The largest element of each row [R, D] and where it first is, no number for a row with something that is none.
+Largest = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
 
 @dataclass(slots=True)
 class _Draw:
@@ -30,12 +33,6 @@ class _Draw:
     token_id: int | None = None
     logprobs: Logprobs | None = None
 
-    @property
-    def is_plain(self) -> bool:
-        """True where the row's largest logit is the whole answer."""
-        sampling = self.spec.sampling
-        return sampling.is_greedy and sampling.logprobs is None and not needs_adjusting(self.spec)
-
     def token(self) -> Token:
         """The token drawn."""
         if self.token_id is None:
@@ -45,22 +42,39 @@ class _Draw:
         return Token(self.token_id, self.spec.index, self.logprobs.chosen, self.logprobs.top)
 
 
-def sample_rows(logits: torch.Tensor, samples: Sequence[Sequence[SampleSpec]]) -> list[ItemResult]:
+def find_largest(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `Largest`; torch's way, on any device."""
+    largest, places = rows.max(-1)
+    return largest, places
+
+
+def sample_rows(
+    logits: torch.Tensor, samples: Sequence[Sequence[SampleSpec]], find: Largest = find_largest
+) -> list[ItemResult]:
     """One result per row.
 
     Args:
         logits: [R, vocab_size], R at least as many as `samples`; rows behind them are ignored.
         samples: What is wanted from each row.
+        find: Finds the largest logits.
     """
     if not samples:
         return []
-    largest, best = logits[: len(samples)].max(-1)
+    largest, best = find(logits[: len(samples)])
     is_sane, best_ids = torch.isfinite(largest).tolist(), best.tolist()
-    draws = [_Draw(row, spec) for row, specs in enumerate(samples) if is_sane[row] for spec in specs]
-    for draw in draws:
-        draw.token_id = best_ids[draw.row]
-    _draw_others(logits, [draw for draw in draws if not draw.is_plain])
-    return _collect(len(samples), draws)
+    plain = {row for row, specs in enumerate(samples) if is_sane[row] and all(map(_is_plain, specs))}
+    draws = {
+        row: [_Draw(row, spec) for spec in specs if is_sane[row]]
+        for row, specs in enumerate(samples)
+        if row not in plain
+    }
+    _draw_others(logits, [draw for of_row in draws.values() for draw in of_row])
+    return [
+        ItemResult(tokens=tuple(Token(best_ids[row], spec.index) for spec in specs))
+        if row in plain
+        else _result(draws[row])
+        for row, specs in enumerate(samples)
+    ]
 
 
 def uniform(seed: int, choice: int, index: int) -> float:
@@ -70,6 +84,12 @@ def uniform(seed: int, choice: int, index: int) -> float:
     counter = np.array([index, 0, 0, 0], dtype=np.uint64)
     bits = np.random.Philox(key=key, counter=counter).random_raw()
     return (int(bits) >> 11) * 2.0**-53
+
+
+def _is_plain(spec: SampleSpec) -> bool:
+    """True where the row's largest logit is the whole answer."""
+    sampling = spec.sampling
+    return sampling.is_greedy and sampling.logprobs is None and not needs_adjusting(spec)
 
 
 def _draw_others(logits: torch.Tensor, draws: Sequence[_Draw]) -> None:
@@ -133,13 +153,6 @@ def _attach_logprobs(raw: torch.Tensor, draws: Sequence[_Draw]) -> None:
     counts = [draw.spec.sampling.logprobs or 0 for draw in draws]
     for draw, found in zip(draws, read_logprobs(raw, chosen, counts), strict=True):
         draw.logprobs = found
-
-
-def _collect(num_rows: int, draws: Sequence[_Draw]) -> list[ItemResult]:
-    by_row: list[list[_Draw]] = [[] for _ in range(num_rows)]
-    for draw in draws:
-        by_row[draw.row].append(draw)
-    return [_result(of_row) for of_row in by_row]
 
 
 def _result(draws: Sequence[_Draw]) -> ItemResult:

@@ -24,10 +24,10 @@ def kernels() -> Kernels:
     return found
 
 
-def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+def assert_close(got: torch.Tensor, wanted: torch.Tensor, *, equal_nan: bool = False) -> None:
     """Equal up to the rounding of the dtype that was computed in."""
     tolerance = 2e-6 if got.dtype == torch.float32 else 8e-3
-    torch.testing.assert_close(got.double(), wanted.double(), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(got.double(), wanted.double(), atol=tolerance, rtol=tolerance, equal_nan=equal_nan)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 65, 100, 511, 2100])
@@ -75,6 +75,21 @@ def test_silu_gate(kernels: Kernels, dtype: torch.dtype) -> None:
     gate = torch.linspace(-100, 100, 4001).expand(3, -1).to(dtype)
     up = torch.randn(3, 4001).to(dtype)
     assert_close(kernels.silu_gate(torch.cat([gate, up], -1)), functional.silu(gate.double()) * up.double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 7, 511, 512, 1500])
+def test_largest(kernels: Kernels, dtype: torch.dtype, width: int) -> None:
+    """As torch finds it, the first of several equal ones, of any sign; what is no number anywhere in a row is seen."""
+    rows = torch.randn(12, width).mul_(3).round().to(dtype)
+    rows[1], rows[2], rows[3] = -rows[1].abs() - 1, float("-inf"), -0.0
+    rows[3, width // 2], rows[4, width // 2], rows[5, width // 3] = 0.0, float("nan"), -float("nan")
+    rows[6, width - 1], rows[7] = float("inf"), -rows[7].abs()
+    values, places = kernels.largest(rows[1:])
+    wanted, first = rows[1:].max(-1)
+    assert_close(values, wanted.float(), equal_nan=True)
+    healthy = ~wanted.isnan()
+    assert torch.equal(places[healthy], first[healthy])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

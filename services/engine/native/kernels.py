@@ -21,6 +21,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rms_norm": (_POINTER,) * 3 + (_COUNT,) * 2 + (_NUMBER, _THREADS),
     "silu_gate": (_POINTER,) * 2 + (_COUNT,) * 2 + (_THREADS,),
     "rotate": (_POINTER,) * 3 + (_COUNT,) * 5 + (_THREADS,),
+    "largest": (_POINTER,) * 3 + (_COUNT,) * 2 + (_THREADS,),
     "store": (_POINTER,) * 4 + (_COUNT,) * 6 + (_THREADS,),
     "quantized_linear": (_POINTER,) * 5 + (_COUNT,) * 3 + (_THREADS,),
     "decode_layers": (_POINTER,) * 9 + (_COUNT, _THREADS),
@@ -98,6 +99,17 @@ class Kernels:
         call = self._functions["silu_gate", joined.dtype]
         call(out.data_ptr(), joined.data_ptr(), rows, width, torch.get_num_threads())
         return out
+
+    def largest(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The largest element of each row [R, D], float32, and the first place where it is, int64.
+
+        Of a row with something that is no number, the element is none either.
+        """
+        (count, width), rows = rows.shape, rows.contiguous()
+        values, places = torch.empty(count), torch.empty(count, dtype=torch.int64)
+        call = self._functions["largest", rows.dtype]
+        call(values.data_ptr(), places.data_ptr(), rows.data_ptr(), count, width, torch.get_num_threads())
+        return values, places
 
     def rotate(self, heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> None:
         """Turns [T, heads, head_dim] in place by contiguous [T, R] angles; only the first R elements of a head turn."""
