@@ -18,6 +18,7 @@ from services.engine.batch import BatchItem, ItemResult
 from services.engine.config import EngineConfig
 from services.engine.fingerprint import model_fingerprint
 from services.engine.graph_runner import GraphRunner
+from services.engine.heap import keep_freed_memory
 from services.engine.load import LoadedModel, dtype_name, load_model
 from services.engine.memory import choose_num_blocks
 from services.engine.packing import pack_step
@@ -151,6 +152,7 @@ def load_engine(config: EngineConfig, progress: Callable[[str], None] | None = N
         ConfigError: the checkpoint, the device or the memory does not allow it; says what to change.
     """
     report = progress or _ignore
+    keep_freed_memory()
     if config.tensor_parallel == 1:
         return _load(config, report, None)
     ranks = start_ranks(config)  # they load while this one does

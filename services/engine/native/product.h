@@ -14,8 +14,8 @@ constexpr int64_t FEW_ROWS = 128;
 // So many bytes ahead of where it is read is a panel fetched that comes from memory: on one core, in huge pages, 14 GB/s
 // without, 19 with 1 to 1.5 KiB, 16 with 4 KiB.
 constexpr int64_t FETCHED_AHEAD = 2048;
-// Steps of 64 bytes of 32 of many rows of x, which stay in the nearest cache: all, or parts of them.
-constexpr int64_t MOST_STEPS = 24, PART_STEPS = 16;
+// Steps of 64 bytes of 32 of many rows of x, which stay in the nearest cache.
+constexpr int64_t PART_STEPS = 16;
 // Bytes of a block of w, and of x where that fits beside it: the smaller blocks are, the less is waited for the first.
 constexpr int64_t LARGE_BLOCK = 768 << 10, SMALL_BLOCK = 256 << 10, SMALL_X = 1 << 20;
 
@@ -200,7 +200,7 @@ void multiply_part(P p, int threads) {
     thread_local std::vector<uint32_t, Aligned<uint32_t>> packed_x;
     packed_x.resize(groups * steps * TILE);
     p.prepare();
-    const PackedRows x{packed_x.data(), groups, steps, is_few || steps <= MOST_STEPS ? steps : PART_STEPS};
+    const PackedRows x{packed_x.data(), groups, steps, is_few ? steps : std::min(steps, PART_STEPS)};
 #pragma omp parallel num_threads(threads) firstprivate(p)
     {
 #pragma omp for schedule(static)
