@@ -45,6 +45,9 @@ class _CutDecode:
         self._client = client
         self._cuts = cuts
 
+    def stats(self) -> dict[str, int]:
+        return self._client.stats()
+
     async def decode(self, request: WorkRequest) -> AsyncIterator[DecodeEvent]:
         left = self._cuts.next()
         async with contextlib.aclosing(self._client.decode(request)) as events:
