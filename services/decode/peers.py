@@ -1,19 +1,16 @@
 """Keeps channels open to the prefill workers that are known, so that no request waits for a set-up."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 
-from services.common.errors import BatonError
+from services.common.following import follow
 from services.common.log import get_logger
 from services.common.types import Membership, Tier, WorkerInfo
 from services.kvtransfer.background import Background
 
 # Time that whoever knows the peers has to name them; a directory that is away must not keep a worker from serving.
 _HEAR_TIMEOUT_S = 2.0
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 2.0
 
 _log = get_logger(__name__)
 
@@ -52,7 +49,7 @@ class Peers:
 
     def start(self) -> None:
         """Begins to follow."""
-        self._task = asyncio.create_task(self._follow(), name="decode-peers")
+        self._task = asyncio.create_task(follow(self._watch, self._apply), name="decode-peers")
 
     async def settle(self, timeout_s: float) -> None:
         """Waits until a channel to every peer known at the start is proven or has failed, at most so long."""
@@ -79,21 +76,6 @@ class Peers:
             "peers_connecting": len(self._connecting),
             "peers_leaving": len(self._leaving),
         }
-
-    async def _follow(self) -> None:
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                async with contextlib.aclosing(self._watch()) as memberships:
-                    async for membership in memberships:
-                        self._apply(membership)
-                        pause_s = _FIRST_PAUSE_S
-            except BatonError as error:
-                _log.warning("membership_lost", error=type(error).__name__, message=error.message)
-            except Exception as error:  # noqa: BLE001 - without this task no peer would ever come or go again
-                _log.error("membership_failed", exc_info=error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
     def _apply(self, membership: Membership) -> None:
         wanted = wanted_peers(membership, self._worker_id)

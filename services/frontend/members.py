@@ -7,13 +7,13 @@ one.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from services.common.changes import Changes
-from services.common.errors import BatonError, NoWorker
+from services.common.errors import NoWorker
+from services.common.following import follow
 from services.common.log import get_logger
 from services.common.types import Membership, Tier, WorkerInfo
 from services.frontend.connection import Connection
@@ -23,9 +23,6 @@ from services.frontend.pairs import Pair, Pairs, Usable
 from services.frontend.request import ServedModel
 from services.frontend.routing.candidate import Candidate, Snapshot
 from services.frontend.routing.ejection import Ejections
-
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 2.0
 
 _log = get_logger(__name__)
 
@@ -67,7 +64,7 @@ class Members:
 
     def start(self) -> None:
         """Begins to follow the source."""
-        self._follow_task = asyncio.create_task(self._follow(), name="follow-membership")
+        self._follow_task = asyncio.create_task(follow(self._watch_source, self._apply), name="follow-membership")
 
     def snapshot(self) -> Snapshot:
         """What the router decides on."""
@@ -150,21 +147,6 @@ class Members:
             _log.warning("pair_not_proven", prefill=prefill, decode=decode)
         self._overdue = pairs.overdue
         return pairs
-
-    async def _follow(self) -> None:
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                async with contextlib.aclosing(self._watch_source()) as memberships:
-                    async for membership in memberships:
-                        self._apply(membership)
-                        pause_s = _FIRST_PAUSE_S
-            except BatonError as error:
-                _log.warning("membership_lost", error=type(error).__name__, message=error.message)
-            except Exception as error:  # noqa: BLE001 - without this task no worker would ever come or go again
-                _log.error("membership_failed", exc_info=error)
-            await asyncio.sleep(pause_s)
-            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)
 
     def _apply(self, membership: Membership) -> None:
         self._others &= {worker.worker_id for worker in membership.workers}
