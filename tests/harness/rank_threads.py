@@ -40,7 +40,10 @@ def rank_groups(degree: int, timeout_s: float = WAIT_S) -> list[RankGroup]:
 
 
 def on_all(groups: list[RankGroup], work: Callable[[RankGroup], Any]) -> list[Any]:
-    """What `work` gives, or the exception that it raises, on each rank, all at once; the groups end."""
+    """What `work` gives, or the exception that it raises, on each rank, all at once; the groups end.
+
+    A rank that lost another closes its group, as its process does: a third one may wait for a word of it.
+    """
     found: list[Any] = [None] * len(groups)
 
     def run(group: RankGroup) -> None:
@@ -48,6 +51,8 @@ def on_all(groups: list[RankGroup], work: Callable[[RankGroup], Any]) -> list[An
             found[group.rank] = work(group)
         except Exception as error:  # noqa: BLE001 - the test looks at it
             found[group.rank] = error
+            if isinstance(error, RankLost):
+                group.close()
 
     threads = [threading.Thread(target=run, args=(group,), daemon=True) for group in groups]
     for thread in threads:

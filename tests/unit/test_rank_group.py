@@ -43,7 +43,10 @@ def test_rank_0_gets_all_columns_in_order(rows: int) -> None:
 
 
 def test_a_rank_that_dies_is_noticed_at_once() -> None:
-    """Its sockets close; nobody waits for the deadline, which is longer than the test."""
+    """Its sockets close; nobody waits for the deadline, which is longer than the test.
+
+    Whom a rank misses first, the dead one or one that left because of it, is a matter of luck.
+    """
 
     def work(group: RankGroup) -> None:
         if group.rank == 1:
@@ -54,7 +57,7 @@ def test_a_rank_that_dies_is_noticed_at_once() -> None:
     first, _, third = on_all(rank_groups(3, timeout_s=3600.0), work)
     assert isinstance(first, RankLost)
     assert isinstance(third, RankLost)
-    assert "rank 1 is gone" in str(first)
+    assert "is gone" in str(first)
 
 
 def test_a_rank_that_does_not_come_is_given_up() -> None:
