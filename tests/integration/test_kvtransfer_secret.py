@@ -91,8 +91,11 @@ def listening() -> set[int]:
 
 
 def intrude(sockets: list[socket.socket], control: set[int]) -> None:
-    """Sends to every port but those of `control` what no peer would; the connections stay open."""
-    for port in listening() - control:
+    """Sends to every port but those of `control`, once there is one, what no peer would; the connections stay open."""
+    ends = time.monotonic() + QUICK.connect_timeout_s / 2  # the other side may not listen yet
+    while not (ports := listening() - control) and time.monotonic() < ends:
+        pass
+    for port in ports:
         for data in GARBAGE:
             intruder = socket.create_connection(("127.0.0.1", port))
             intruder.sendall(data)
