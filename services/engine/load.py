@@ -17,9 +17,9 @@ from services.common.config import ConfigError
 from services.engine.attention.hook import IMPLEMENTATION, StepSlot, attach_slot, register_attention
 from services.engine.config import EngineConfig
 from services.engine.modules import can_pack_linears, fast_linear, swap_modules
-from services.engine.native.decode_stack import stack_layers
 from services.engine.native.fusing import fuse_modules
 from services.engine.native.kernels import DTYPES, Kernels
+from services.engine.native.layer_stack import stack_layers
 from services.engine.native.library import KernelsUnavailable
 from services.engine.probe import ModelShape, probe_model
 from services.engine.support import check_support, read_config

@@ -44,6 +44,11 @@ class QuantizedLinear(nn.Module):
         out = out if self.bias is None else out + self.bias
         return out.to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
 
+    def gated(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`silu_gate` of that, [..., out_features / 2]; where it `is_native`."""
+        kernels = cast(Kernels, self._kernels)
+        return kernels.quantized_linear(hidden.contiguous(), self.weight, self.scale, self.bias, gated=True)
+
 
 def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [R, K] as int8 and their float32 scales [R, 1], which are no number where an element is none."""

@@ -12,6 +12,7 @@ from services.engine.load import load_model
 from services.engine.modules import PackedLinear
 from services.engine.native.fusing import fuse_modules
 from services.engine.native.kernels import Kernels
+from services.engine.native.layer_stack import LayerStack
 from services.engine.native.modules import FusedAttention, FusedMlp
 from services.engine.packing import pack_step
 from services.engine.runner import Runner
@@ -60,30 +61,33 @@ def test_without_kernels_nothing_is_fused() -> None:
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "qwen2"])
-def test_decode_steps_are_one_call(
-    kernels: Kernels, architecture: str, quantization: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_layers_run_in_one_call(
+    kernels: Kernels, architecture: str, quantization: str, head_dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of one token each gives the same bits in one call as layer by layer, for any mix of lengths."""
+    """One call gives the same bits as layer by layer for any mix of lengths; prompts too where kernels take them."""
     if not kernels.can_multiply:
         pytest.skip("this processor has no AMX")
-    checkpoint = tiny_checkpoint(architecture, hidden_size=192, intermediate_size=128, head_dim=32)
+    checkpoint = tiny_checkpoint(architecture, hidden_size=192, intermediate_size=128, head_dim=head_dim)
     config = EngineConfig(checkpoint=checkpoint, dtype="bfloat16", device="cpu", quantization=quantization)
     loaded = load_model(config, lambda line: None)
-    shape, lengths = loaded.shape, (1, 40, 17, 90)
-    kv = torch.randn(shape.num_layers, 2, shape.num_kv_heads, 24, 16, shape.head_dim).bfloat16()
+    shape, shares = loaded.shape, [(0, 1), (39, 1), (16, 1), (89, 1)]
+    if head_dim == 64:
+        shares += [(0, 70), (30, 21)]
+    kv = torch.randn(shape.num_layers, 2, shape.num_kv_heads, 36, 16, shape.head_dim).bfloat16()
     items = [
-        BatchItem(token_ids=[row], start=length - 1, block_ids=range(6 * row, 6 * row + 6), samples=ONE_SAMPLE)
-        for row, length in enumerate(lengths)
+        BatchItem(token_ids=range(row, row + n), start=start, block_ids=range(6 * row, 6 * row + 6), samples=ONE_SAMPLE)
+        for row, (start, n) in enumerate(shares)
     ]
     packed = pack_step(items, 16, torch.device("cpu"))
     calls: list[int] = []
-    real = Kernels.decode_layers
-    monkeypatch.setattr(Kernels, "decode_layers", lambda *given: (calls.append(1), real(*given)))
+    real = Kernels.run_layers
+    monkeypatch.setattr(Kernels, "run_layers", lambda *given: (calls.append(1), real(*given)))
     backends = [make_backend("native", kv.clone(), loaded.kernels) for _ in range(2)]
     with torch.inference_mode():
         together = Runner(loaded.model, loaded.slot, backends[0]).forward(packed)
         assert calls == [1]
-        monkeypatch.setattr("services.engine.native.decode_stack.MOST_ROWS", 0)
+        monkeypatch.setattr(LayerStack, "forward", LayerStack.one_by_one)
         apart = Runner(loaded.model, loaded.slot, backends[1]).forward(packed)
     assert calls == [1]
     assert torch.equal(together, apart)

@@ -10,6 +10,7 @@ from services.engine.native import library
 from services.engine.native.kernels import Kernels
 from services.engine.native.library import KernelsUnavailable, cache_directory, load_library
 from services.engine.native.tiles import TileStore
+from services.engine.quantized import quantize_rows
 from tests.harness.native import kernels_or_none
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -72,9 +73,33 @@ def test_rms_norm(kernels: Kernels, dtype: torch.dtype, shape: tuple[int, ...]) 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_silu_gate(kernels: Kernels, dtype: torch.dtype) -> None:
     """Gates from far below zero to far above come out as the formula says."""
-    gate = torch.linspace(-100, 100, 4001).expand(3, -1).to(dtype)
-    up = torch.randn(3, 4001).to(dtype)
-    assert_close(kernels.silu_gate(torch.cat([gate, up], -1)), functional.silu(gate.double()) * up.double())
+    gate = torch.linspace(-100, 100, 4000).expand(3, -1).to(dtype)
+    up = torch.randn(3, 4000).to(dtype)
+    assert_close(kernels.silu_gate(in_turns(gate, up)), functional.silu(gate.double()) * up.double())
+
+
+def in_turns(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Sixteen of the one and sixteen of the other."""
+    return torch.stack([half.unflatten(-1, (-1, 16)) for half in (gate, up)], -2).flatten(-3)
+
+
+@pytest.mark.parametrize("rows", [1, 17, 300])
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_gated_linear(kernels: Kernels, rows: int, is_int8: bool) -> None:
+    """What is gated as it is computed is what the product gives when it is gated afterwards."""
+    if not kernels.can_multiply:
+        pytest.skip("this processor has no AMX")
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 192, generator=generator).mul_(4).bfloat16()
+    weight, bias = torch.randn(96, 192, generator=generator).bfloat16(), torch.randn(96, generator=generator).bfloat16()
+    if is_int8:
+        numbers, scale = quantize_rows(weight)
+        tiles, scale = TileStore().pack(numbers), scale[:, 0].contiguous()
+        gated, whole = (kernels.quantized_linear(x, tiles, scale, bias, gated=gated) for gated in (True, False))
+    else:
+        tiles = TileStore().pack(weight)
+        gated, whole = (kernels.linear(x, tiles, 96, bias, gated=gated) for gated in (True, False))
+    assert_close(gated, kernels.silu_gate(whole))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

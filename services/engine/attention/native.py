@@ -4,13 +4,14 @@ What a request gets depends on nobody else in its batch, bit for bit. Nothing is
 what its KV costs to read. Prompts need AMX and bfloat16; others are left to torch.
 """
 
+from itertools import chain
+
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from services.engine.attention.gather import GatherAttention, GatherStep
 from services.engine.attention.interface import AttentionBatch, LayerOptions
-from services.engine.native.kernels import PROMPT_HEAD_DIMS, DecodeTables, Kernels
+from services.engine.native.kernels import PROMPT_HEAD_DIMS, Kernels, StepTables
 
 
 class NativeAttention(GatherAttention):
@@ -31,16 +32,16 @@ class NativeAttention(GatherAttention):
 
 
 class NativeStep(GatherStep):
-    """One step; the tables are the same for all layers."""
+    """One step; tables are the same for all layers. It `is_native` where our kernels attend to all of its requests."""
 
     def __init__(self, backend: NativeAttention, batch: AttentionBatch) -> None:
         super().__init__(backend, batch)
         self._native = backend
         self.kv = backend.kv
         self.num_decodes = batch.num_decodes
+        self.is_native = backend.has_prompts or batch.num_decodes == len(batch.query_lens)
         self.slot_mapping = batch.slot_mapping
-        self.tables = _decode_tables(batch)
-        self._prompt_tables: dict[int, npt.NDArray[np.int32]] = {}
+        self.tables = _step_tables(batch)
 
     def store(self, key: torch.Tensor, value: torch.Tensor, layer: int) -> None:
         """Puts the step's keys and values where the KV wants them."""
@@ -67,17 +68,16 @@ class NativeStep(GatherStep):
         if not self._native.has_prompts:
             super().attend_prompt(item, query, key, value, out, options)
             return
-        table = self._prompt_tables.get(item)
-        if table is None:
-            table = self._prompt_tables[item] = np.array(self._batch.block_table[item], dtype=np.int32)
+        table = self.tables.blocks[self.tables.first[item] :]
         query = query if query.stride(2) == 1 else query.contiguous()
         layer = self._native.layers[options.layer_idx]
         self._native.kernels.prompt_attention(out, query, layer, table, self._batch.cache_seqlens[item], options)
 
 
-def _decode_tables(batch: AttentionBatch) -> DecodeTables:
-    tables = batch.block_table[: batch.num_decodes]
+def _step_tables(batch: AttentionBatch) -> StepTables:
+    tables = batch.block_table
     counts = np.array([len(table) for table in tables], dtype=np.int64)
-    blocks = np.fromiter((block for table in tables for block in table), dtype=np.int32, count=int(counts.sum()))
-    lengths = np.array(batch.cache_seqlens[: batch.num_decodes], dtype=np.int64)
-    return DecodeTables(blocks, np.cumsum(counts) - counts, lengths)
+    blocks = np.fromiter(chain.from_iterable(tables), dtype=np.int32, count=int(counts.sum()))
+    lengths = np.array(batch.cache_seqlens, dtype=np.int64)
+    rows = np.cumsum((0, *batch.query_lens), dtype=np.int64)
+    return StepTables(blocks, np.cumsum(counts) - counts, lengths, rows)

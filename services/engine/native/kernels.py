@@ -19,33 +19,39 @@ from services.engine.native.library import load_library
 _POINTER, _COUNT, _NUMBER, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rms_norm": (_POINTER,) * 3 + (_COUNT,) * 2 + (_NUMBER, _THREADS),
-    "silu_gate": (_POINTER,) * 2 + (_COUNT,) * 2 + (_THREADS,),
+    "silu_gate": (_POINTER,) * 2 + (_COUNT, _THREADS),
     "rotate": (_POINTER,) * 3 + (_COUNT,) * 5 + (_THREADS,),
     "largest": (_POINTER,) * 3 + (_COUNT,) * 2 + (_THREADS,),
     "store": (_POINTER,) * 4 + (_COUNT,) * 6 + (_THREADS,),
-    "quantized_linear": (_POINTER,) * 5 + (_COUNT,) * 3 + (_THREADS,),
-    "decode_layers": (_POINTER,) * 9 + (_COUNT, _THREADS),
+    "quantized_linear": (_POINTER,) * 6 + (_NUMBER,) + (_COUNT,) * 3 + (_THREADS,) * 2,
+    "run_layers": (_POINTER,) * 10 + (_COUNT, _THREADS),
     "decode_attention": (_POINTER,) * 6 + (_COUNT,) * 9 + (_NUMBER,) * 2 + (_THREADS,),
 }
-_LINEAR = (_POINTER,) * 4 + (_COUNT,) * 3 + (_THREADS,)
+_LINEAR = (_POINTER,) * 5 + (_NUMBER,) + (_COUNT,) * 3 + (_THREADS,) * 2
 _PROMPT_ATTENTION = (_POINTER,) * 4 + (_COUNT,) * 10 + (_NUMBER,) * 2 + (_THREADS,)
 PROMPT_HEAD_DIMS = (64, 128)
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
+_STORED, _GATED = 0, 2  # of Into, in kernels.h
+_NO_NORM = None, 0.0
+
+
 @dataclass(frozen=True, slots=True)
-class DecodeTables:
-    """Where the KV of N one-token requests lies.
+class StepTables:
+    """Where the KV of a step's N requests lies, and where their tokens are.
 
     Attributes:
         blocks: Block tables of all requests, end to end.
         first: [N] where each begins in `blocks`.
-        lengths: [N] positions in KV, the new one included.
+        lengths: [N] positions in KV, the new ones included.
+        rows: [N + 1] where the tokens of each begin in the step, and the end.
     """
 
     blocks: npt.NDArray[np.int32]
     first: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
 
 
 class Kernels:
@@ -66,23 +72,35 @@ class Kernels:
             for dtype, suffix in DTYPES.items()
         }
 
-    def linear(self, x: torch.Tensor, tiles: torch.Tensor, n: int, bias: torch.Tensor | None) -> torch.Tensor:
-        """X · weightᵀ + bias, bfloat16: contiguous [..., K] to [..., N], over the tiles of a weight (`TileStore`)."""
-        k = x.shape[-1]
-        out = x.new_empty(*x.shape[:-1], n)
-        at = None if bias is None else bias.data_ptr()
-        self._linear(out.data_ptr(), x.data_ptr(), tiles.data_ptr(), at, x.numel() // k, n, k, torch.get_num_threads())
+    def linear(
+        self, x: torch.Tensor, tiles: torch.Tensor, n: int, bias: torch.Tensor | None, *, gated: bool = False
+    ) -> torch.Tensor:
+        """X · weightᵀ + bias, bfloat16: contiguous [..., K] to [..., N], over the tiles of a weight (`TileStore`).
+
+        Gated, it is what `silu_gate` makes of that, [..., N / 2], for N in 32.
+        """
+        k, into = x.shape[-1], _GATED if gated else _STORED
+        out = x.new_empty(*x.shape[:-1], n // 2 if gated else n)
+        pointers = out.data_ptr(), x.data_ptr(), tiles.data_ptr(), None if bias is None else bias.data_ptr()
+        self._linear(*pointers, *_NO_NORM, x.numel() // k, n, k, into, torch.get_num_threads())
         return out
 
     def quantized_linear(
-        self, x: torch.Tensor, tiles: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        tiles: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        gated: bool = False,
     ) -> torch.Tensor:
         """As `linear`, with int8 weights of one float32 scale an output and x quantized row by row."""
-        n, k = scale.shape[0], x.shape[-1]
-        out = x.new_empty(*x.shape[:-1], n)
+        n, k, into = scale.shape[0], x.shape[-1], _GATED if gated else _STORED
+        out = x.new_empty(*x.shape[:-1], n // 2 if gated else n)
         at = None if bias is None else bias.data_ptr()
         pointers = out.data_ptr(), x.data_ptr(), tiles.data_ptr(), scale.data_ptr(), at
-        self._functions["quantized_linear", x.dtype](*pointers, x.numel() // k, n, k, torch.get_num_threads())
+        call = self._functions["quantized_linear", x.dtype]
+        call(*pointers, *_NO_NORM, x.numel() // k, n, k, into, torch.get_num_threads())
         return out
 
     def rms_norm(self, x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
@@ -93,11 +111,13 @@ class Kernels:
         return out
 
     def silu_gate(self, joined: torch.Tensor) -> torch.Tensor:
-        """silu(gate) · up: contiguous [..., 2·D], gate before up, to [..., D]."""
-        width = joined.shape[-1] // 2
-        out, rows = joined.new_empty(*joined.shape[:-1], width), joined.numel() // (2 * width)
+        """silu(gate) · up: contiguous [..., 2·D] to [..., D], D in 16.
+
+        `joined` has sixteen elements of gate and sixteen of up in turn (`take_turns`).
+        """
+        out = joined.new_empty(*joined.shape[:-1], joined.shape[-1] // 2)
         call = self._functions["silu_gate", joined.dtype]
-        call(out.data_ptr(), joined.data_ptr(), rows, width, torch.get_num_threads())
+        call(out.data_ptr(), joined.data_ptr(), out.numel(), torch.get_num_threads())
         return out
 
     def largest(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,41 +150,42 @@ class Kernels:
         call(*pointers, *counts, torch.get_num_threads())
 
     def decode_attention(
-        self, out: torch.Tensor, query: torch.Tensor, kv: torch.Tensor, tables: DecodeTables, options: LayerOptions
+        self, out: torch.Tensor, query: torch.Tensor, kv: torch.Tensor, tables: StepTables, options: LayerOptions
     ) -> None:
-        """One query token of each request, [num_heads, N, head_dim] to contiguous [N, num_heads, head_dim]."""
+        """One query token of each of R requests, the first: [heads, R, head_dim] to contiguous [R, heads, head_dim]."""
         _, heads, num_blocks, block_size, dim = kv.shape
         window = options.sliding_window or 0
         pointers = out.data_ptr(), query.data_ptr(), kv.data_ptr()
         arrays = tables.blocks.ctypes.data, tables.first.ctypes.data, tables.lengths.ctypes.data
-        counts = len(tables.lengths), heads, query.shape[0] // heads, dim, num_blocks, block_size, window
+        counts = query.shape[1], heads, query.shape[0] // heads, dim, num_blocks, block_size, window
         strides = query.stride(1), query.stride(0)
         call = self._functions["decode_attention", kv.dtype]
         call(*pointers, *arrays, *strides, *counts, options.scale, options.softcap or 0.0, torch.get_num_threads())
 
-    def decode_layers(
+    def run_layers(
         self,
         hidden: torch.Tensor,
         turns: tuple[torch.Tensor, torch.Tensor],
         slots: torch.Tensor,
-        tables: DecodeTables,
+        tables: StepTables,
         sizes: Sequence[int],
         layers: "ctypes.Array[Any]",
     ) -> None:
-        """One token of each request through decoder layers; see `decode_layers.cpp` for what `layers` and `sizes` hold.
+        """The tokens of a step through decoder layers; see `layers.cpp` for what `layers` and `sizes` hold.
 
         Args:
-            hidden: Contiguous [1, N, D]; what goes in and what comes out.
-            turns: Contiguous cosines and sines [1, N, R].
-            slots: [N] where the new KV goes.
-            tables: Where the requests' KV lies.
-            sizes: rows, width, inner width, heads, KV heads, head_dim, R, KV blocks, block size.
+            hidden: Contiguous [1, T, D]; what goes in and what comes out.
+            turns: Contiguous cosines and sines [1, T, R].
+            slots: [T] where the new KV goes.
+            tables: The requests; those of several tokens as `prompt_attention` takes them.
+            sizes: rows, requests, those of one token, width, inner width, heads, KV heads, head_dim, R, KV blocks,
+                block size.
             layers: One entry for each layer.
         """
         tensors = hidden.data_ptr(), turns[0].data_ptr(), turns[1].data_ptr(), slots.data_ptr()
-        arrays = tables.blocks.ctypes.data, tables.first.ctypes.data, tables.lengths.ctypes.data
+        arrays = (array.ctypes.data for array in (tables.blocks, tables.first, tables.lengths, tables.rows))
         counts = (_COUNT * len(sizes))(*sizes)
-        call = self._functions["decode_layers", hidden.dtype]
+        call = self._functions["run_layers", hidden.dtype]
         call(*tensors, *arrays, counts, layers, len(layers), torch.get_num_threads())
 
     def prompt_attention(

@@ -12,6 +12,9 @@ from services.engine.attention.hook import StepSlot
 from services.engine.attention.interface import LayerOptions
 from services.engine.native.kernels import Kernels
 from services.engine.native.tiles import TileStore
+from services.engine.quantized import QuantizedLinear
+
+_TURN = 16
 
 
 class NativeLinear(nn.Module):
@@ -27,6 +30,10 @@ class NativeLinear(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
         return self._kernels.linear(hidden.contiguous(), self.weight, self.out_features, self.bias)
+
+    def gated(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`silu_gate` of that, [..., out_features / 2]."""
+        return self._kernels.linear(hidden.contiguous(), self.weight, self.out_features, self.bias, gated=True)
 
     @staticmethod
     def can_take(linear: nn.Linear) -> bool:
@@ -51,17 +58,28 @@ class NativeRmsNorm(nn.Module):
 
 
 class FusedMlp(nn.Module):
-    """down(silu(gate(x)) · up(x)) with gate and up in one product."""
+    """down(silu(gate(x)) · up(x)) with gate and up in one product.
+
+    Raises:
+        ValueError: gate and up cannot take turns in it.
+    """
 
     def __init__(self, mlp: nn.Module, kernels: Kernels) -> None:
         super().__init__()
-        self.gate_up = join([cast(nn.Linear, mlp.gate_proj), cast(nn.Linear, mlp.up_proj)])
+        joined = join([cast(nn.Linear, mlp.gate_proj), cast(nn.Linear, mlp.up_proj)])
+        self.gate_up = take_turns(joined)
         self.down_proj = cast(nn.Linear, mlp.down_proj)
         self._kernels = kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., D] to the same."""
-        return self.down_proj(self._kernels.silu_gate(self.gate_up(hidden)))
+        return self.down_proj(self._gated(hidden))
+
+    def _gated(self, hidden: torch.Tensor) -> torch.Tensor:
+        linear = cast(nn.Module, self.gate_up)
+        if isinstance(linear, NativeLinear) or (isinstance(linear, QuantizedLinear) and linear.is_native):
+            return linear.gated(hidden)
+        return self._kernels.silu_gate(linear(hidden))
 
 
 class FusedAttention(nn.Module):
@@ -104,3 +122,18 @@ def join(linears: list[nn.Linear]) -> nn.Linear:
         filled = [zero if bias is None else bias.detach() for zero, bias in zip(zeros, biases, strict=True)]
         joined.bias = nn.Parameter(torch.cat(filled), requires_grad=False)
     return joined
+
+
+def take_turns(linear: nn.Linear) -> nn.Linear:
+    """The same layer with sixteen outputs of its first half and sixteen of its second in turn, as for `silu_gate`.
+
+    Raises:
+        ValueError: the halves do not consist of sixteens.
+    """
+    if linear.out_features % (2 * _TURN):
+        raise ValueError(f"{linear.out_features} outputs cannot take turns by {_TURN}")
+    order = torch.arange(linear.out_features).view(2, -1, _TURN).transpose(0, 1).flatten()
+    linear.weight = nn.Parameter(linear.weight[order], requires_grad=False)
+    if cast("nn.Parameter | None", linear.bias) is not None:
+        linear.bias = nn.Parameter(linear.bias[order], requires_grad=False)
+    return linear

@@ -7,25 +7,70 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels.h"
 #include "tiles.h"
 
 #ifdef BATON_AMX
 namespace {
 
-// bfloat16 by bfloat16.
-struct Plain {
-    using Number = bfloat16;
-    static constexpr bool IS_WHOLE = false;
-    bfloat16* out;  // [rows, n]
-    const bfloat16 *x, *w, *bias;  // [rows, k], tiles, [n] or null
+inline void norm_row(bfloat16* out, const bfloat16* x, const float* weight, int64_t width, float eps) {
+    norm_row_bfloat16(out, x, weight, width, eps);
+}
+
+inline void norm_row(float* out, const float* x, const float* weight, int64_t width, float eps) {
+    norm_row_float32(out, x, weight, width, eps);
+}
+
+// Sixteen numbers to where they belong.
+template <bool ADDS>
+inline void put(float* to, __m512 numbers) {
+    _mm512_storeu_ps(to, ADDS ? _mm512_add_ps(_mm512_loadu_ps(to), numbers) : numbers);
+}
+
+template <bool ADDS>
+inline void put(bfloat16* to, __m256 numbers) {
+    if (ADDS) numbers = (__m256)_mm512_cvtneps_pbh(_mm512_add_ps(load_wide(to), widen((__m256i)numbers)));
+    _mm256_storeu_ps(reinterpret_cast<float*>(to), numbers);
+}
+
+// What both kinds share. With `norm` [k] each row of x is x / rms(x) * norm.
+template <typename T>
+struct Operands {
+    using Number = T;
+    T* out;  // [rows, columns()]
+    const T *x, *bias;  // [rows, k]; [n] or null
+    const float* norm;  // or null
+    float eps;
     int64_t rows, n, k;
+    Into into;
+
+    int64_t columns() const { return into == Into::GATED ? n / 2 : n; }
+    // Row r of x, in `normed` where it had to be computed.
+    const T* row(int64_t r, T* normed) const {
+        if (!norm) return x + r * k;
+        norm_row(normed, x + r * k, norm, k, eps);
+        return normed;
+    }
+};
+
+template <typename P>
+P part_of(P p, int64_t first, int64_t count) {
+    p.out += first * p.columns(), p.x += first * p.k, p.rows = count;
+    return p;
+}
+
+// bfloat16 by bfloat16.
+struct Plain : Operands<bfloat16> {
+    static constexpr bool IS_WHOLE = false;
+    const bfloat16* w;  // tiles
 
     int64_t row_bytes() const { return 2 * k; }
-    Plain part(int64_t first, int64_t count) const { return {out + first * n, x + first * k, w, bias, count, n, k}; }
     void prepare() {}
     // Where sixteen rows of x lie, as pairs of bytes; null beyond the last. Valid until the next call of a thread.
     void find_rows(int64_t first, const bfloat16** found) {
-        for (int64_t r = 0; r < 16; r++) found[r] = first + r < rows ? x + (first + r) * k : nullptr;
+        thread_local std::vector<bfloat16, Aligned<bfloat16>> normed;
+        if (norm) normed.resize(16 * k);
+        for (int64_t r = 0; r < 16; r++) found[r] = first + r < rows ? row(first + r, normed.data() + r * k) : nullptr;
     }
     // Sixteen rows' sums of a column.
     __m512 numbers(const float* sums, int64_t, int64_t column) const {
@@ -36,21 +81,14 @@ struct Plain {
 
 // int8 by int8; w_scale [n] and one scale for each row of x make numbers of the sums.
 template <typename T>
-struct Quantized {
-    using Number = T;
+struct Quantized : Operands<T> {
     static constexpr bool IS_WHOLE = true;
-    T* out;
-    const T* x;
+    using Operands<T>::rows, Operands<T>::k, Operands<T>::bias;
     const int8_t* w;
     const float* w_scale;
-    const T* bias;
-    int64_t rows, n, k;
     float* x_scale = nullptr;
 
     int64_t row_bytes() const { return k; }
-    Quantized part(int64_t first, int64_t count) const {
-        return {out + first * n, x + first * k, w, w_scale, bias, count, n, k};
-    }
     void prepare() {
         thread_local std::vector<float> scales;
         scales.resize((rows + 15) / 16 * 16);
@@ -58,10 +96,11 @@ struct Quantized {
     }
     void find_rows(int64_t first, const bfloat16** found) {
         thread_local std::vector<int8_t, Aligned<int8_t>> whole;
-        whole.resize(16 * k);
+        thread_local std::vector<T, Aligned<T>> normed;
+        whole.resize(16 * k), normed.resize(k);
         for (int64_t r = 0; r < 16; r++) {
             found[r] = first + r < rows ? reinterpret_cast<const bfloat16*>(whole.data() + r * k) : nullptr;
-            if (found[r]) x_scale[first + r] = quantize(x + (first + r) * k, whole.data() + r * k);
+            if (found[r]) x_scale[first + r] = quantize(this->row(first + r, normed.data()), whole.data() + r * k);
         }
     }
     // The scale of a row; NaN where an element is no number.
@@ -103,16 +142,15 @@ struct Panels {
 };
 
 // Sums of sixteen rows as two tiles [16 columns][16 rows], to the rows' columns from `column` and from `column + second`.
-// Not inlined: sums may be reordered where it is, and a row's bits must not depend on who called.
-template <typename P>
-__attribute__((noinline)) void finish_tiles(const P& p, const float* sums, int64_t row, int64_t column, int64_t second) {
+template <bool ADDS, typename P>
+void finish_columns(const P& p, const float* sums, int64_t row, int64_t column, int64_t second) {
     const int64_t count = std::min<int64_t>(16, p.rows - row);
     __m512 turned[16];
     if constexpr (sizeof(typename P::Number) == 4) {
         for (int half = 0; half < 2; half++) {
             for (int i = 0; i < 16; i++) turned[i] = p.numbers(sums + half * TILE + 16 * i, row, column + half * second + i);
             transpose(turned);
-            for (int64_t r = 0; r < count; r++) _mm512_storeu_ps(p.out + (row + r) * p.n + column + half * second, turned[r]);
+            for (int64_t r = 0; r < count; r++) put<ADDS>(p.out + (row + r) * p.n + column + half * second, turned[r]);
         }
     } else {
         for (int i = 0; i < 16; i++) {
@@ -122,10 +160,40 @@ __attribute__((noinline)) void finish_tiles(const P& p, const float* sums, int64
         transpose(turned);
         for (int64_t r = 0; r < count; r++) {
             auto* to = p.out + (row + r) * p.n + column;
-            _mm256_storeu_ps(reinterpret_cast<float*>(to), _mm512_castps512_ps256(turned[r]));
-            _mm256_storeu_ps(reinterpret_cast<float*>(to + second), _mm512_extractf32x8_ps(turned[r], 1));
+            put<ADDS>(to, _mm512_castps512_ps256(turned[r]));
+            put<ADDS>(to + second, _mm512_extractf32x8_ps(turned[r], 1));
         }
     }
+}
+
+// Likewise of a panel with a gate in the first tile: silu(gate) * the second, in half as many columns.
+template <typename P>
+void finish_gated(const P& p, const float* sums, int64_t row, int64_t column) {
+    const int64_t count = std::min<int64_t>(16, p.rows - row);
+    using T = typename P::Number;
+    __m512 turned[16];
+    for (int i = 0; i < 16; i++) {
+        const __m512 gate = rounded<T>(p.numbers(sums + 16 * i, row, column + i));
+        turned[i] = silu_gate(gate, rounded<T>(p.numbers(sums + TILE + 16 * i, row, column + 16 + i)));
+    }
+    if constexpr (sizeof(T) == 2)
+        for (int i = 0; i < 16; i++) turned[i] = i < 8 ? join_pairs(turned[2 * i], turned[2 * i + 1]) : _mm512_setzero_ps();
+    transpose(turned);
+    for (int64_t r = 0; r < count; r++) {
+        T* to = p.out + (row + r) * p.n / 2 + column / 2;
+        if constexpr (sizeof(T) == 2)
+            put<false>(to, _mm512_castps512_ps256(turned[r]));
+        else
+            put<false>(to, turned[r]);
+    }
+}
+
+// Not inlined: sums may be reordered where it is, and a row's bits must not depend on who called.
+template <typename P>
+__attribute__((noinline)) void finish_tiles(const P& p, const float* sums, int64_t row, int64_t column, int64_t second) {
+    if (p.into == Into::GATED) return finish_gated(p, sums, row, column);
+    if (p.into == Into::ADDED) return finish_columns<true>(p, sums, row, column, second);
+    finish_columns<false>(p, sums, row, column, second);
 }
 
 }  // namespace

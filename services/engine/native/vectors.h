@@ -37,9 +37,20 @@ struct Aligned {
 #ifdef BATON_DOT_BF16
 inline __m512 load_wide(const float* at) { return _mm512_loadu_ps(at); }
 
+// Sixteen bfloat16.
+inline __m512 widen(__m256i numbers) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16));
+}
+
 inline __m512 load_wide(const bfloat16* at) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))), 16));
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
+
+// As numbers of T are.
+template <typename T>
+inline __m512 rounded(__m512 numbers) {
+    if constexpr (sizeof(T) == 2) return widen((__m256i)_mm512_cvtneps_pbh(numbers));
+    return numbers;
 }
 
 // Two vectors as bfloat16, element by element side by side.
@@ -50,18 +61,27 @@ inline __m512 join_pairs(__m512 low, __m512 high) {
     return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER), one_by_one));
 }
 
-// e^x for x <= 0, 0 below -87; see exp_negative.
+// e^x for x <= 0, within 4e-6 of it, and 0 below -87; NaN stays NaN.
 inline __m512 exp_negative(__m512 x) {
+    constexpr int NEAREST = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;  // and no reordering by the compiler
+    const __m512 shift = _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: what is added to it loses its fraction
     const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);  // NaN does
-    const __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                              _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(0.693359375f), x);
-    rest = _mm512_fnmadd_ps(whole, _mm512_set1_ps(-2.12194440e-4f), rest);
-    __m512 poly = _mm512_set1_ps(1.9875691500e-4f);
-    for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+    const __m512 whole = _mm512_add_round_ps(power, shift, NEAREST);
+    const __m512 rest = _mm512_sub_ps(power, _mm512_sub_round_ps(whole, shift, NEAREST));
+    __m512 poly = _mm512_set1_ps(9.618437e-3f);  // of 2^rest
+    for (float next : {5.5503325e-2f, 2.4022648e-1f, 6.9314719e-1f, 1.0f})
         poly = _mm512_fmadd_ps(poly, rest, _mm512_set1_ps(next));
-    poly = _mm512_fmadd_ps(_mm512_mul_ps(poly, rest), rest, _mm512_add_ps(rest, _mm512_set1_ps(1.0f)));
-    return _mm512_maskz_scalef_ps(counts, poly, whole);
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(whole), 23);
+    return _mm512_castsi512_ps(_mm512_maskz_add_epi32(counts, _mm512_castps_si512(poly), exponent));
+}
+
+// silu(gate) * up
+inline __m512 silu_gate(__m512 gate, __m512 up) {
+    const __m512 one = _mm512_set1_ps(1.0f), e = exp_negative(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(gate)));
+    const __mmask16 is_negative = _mm512_cmp_ps_mask(gate, _mm512_setzero_ps(), _CMP_LT_OQ);
+    const __m512 top = _mm512_mul_ps(gate, _mm512_mask_mov_ps(one, is_negative, e));
+    return _mm512_mul_ps(_mm512_div_ps(top, _mm512_add_ps(one, e)), up);
 }
 
 // Joins the elements of each of 16 vectors by an operation on two, in the order of the vectors.

@@ -1,7 +1,8 @@
-"""All decoder layers of a model in one call, where a step feeds one token of each request and few enough of them.
+"""All decoder layers of a model in one call.
 
-Between two kernels Python takes about as long as a kernel for few rows. Layers that consist of parts which our kernels
-compute anyway become one module; where a step is anything else, that module runs the layers one by one as before.
+Between two kernels Python takes about as long as a kernel for few rows, and what stands between products of many rows
+is written and read again. Layers that consist of parts which our kernels compute anyway become one module; where our
+kernels do not attend to all requests of a step, that module runs the layers one by one as before.
 """
 
 import ctypes
@@ -20,8 +21,7 @@ from services.engine.quantized import QuantizedLinear
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _BLOCK_SIZE = 16
-# Beyond, Python between kernels takes little of their time.
-MOST_ROWS = 64
+_PROOF = ((0, 1), (4, 1), (9, 1), (0, 7), (3, 10))  # positions in KV and new tokens of requests
 
 
 class _Linear(ctypes.Structure):
@@ -45,8 +45,8 @@ class _Layer(ctypes.Structure):
     )
 
 
-class DecodeStack(nn.Module):
-    """Decoder layers [1, T, D] to the same; one call of C++ for steps of one-token requests."""
+class LayerStack(nn.Module):
+    """Decoder layers [1, T, D] to the same, in one call of C++."""
 
     def __init__(self, layers: nn.ModuleList, slot: StepSlot, kernels: Kernels) -> None:
         super().__init__()
@@ -59,8 +59,7 @@ class DecodeStack(nn.Module):
     def forward(self, hidden_states: torch.Tensor, **others: Any) -> torch.Tensor:
         """As the layers one after the other; `others` is what each of them takes."""
         step = self._slot.step
-        rows = hidden_states.shape[1]
-        if isinstance(step, NativeStep) and step.num_decodes == rows <= MOST_ROWS:
+        if isinstance(step, NativeStep) and step.is_native:
             return self._run(step, hidden_states, *others["position_embeddings"])
         return self.one_by_one(hidden_states, **others)
 
@@ -76,9 +75,10 @@ class DecodeStack(nn.Module):
         attention = cast(FusedAttention, self.layers[0].self_attn)
         inner = cast(FusedMlp, self.layers[0].mlp).gate_up.out_features // 2
         heads = attention.num_heads, attention.num_kv_heads, attention.head_dim, cosines.shape[-1]
-        sizes = hidden.shape[1], hidden.shape[2], inner, *heads, step.kv.shape[3], step.kv.shape[4]
+        items = len(step.tables.lengths), step.num_decodes
+        sizes = hidden.shape[1], *items, hidden.shape[2], inner, *heads, step.kv.shape[3], step.kv.shape[4]
         hidden = hidden.clone()
-        self._kernels.decode_layers(
+        self._kernels.run_layers(
             hidden, (cosines.contiguous(), sines.contiguous()), step.slot_mapping, step.tables, sizes, self._table
         )
         return hidden
@@ -89,7 +89,7 @@ def stack_layers(model: nn.Module, slot: StepSlot, kernels: Kernels) -> bool:
     for parent in model.modules():
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.ModuleList) and len(child) and all(_fits(layer) for layer in child):
-                stack = DecodeStack(child, slot, kernels)
+                stack = LayerStack(child, slot, kernels)
                 if _is_proven(stack, slot, kernels):
                     setattr(parent, name, nn.ModuleList([stack]))
                     return True
@@ -115,22 +115,27 @@ def _fits(layer: nn.Module) -> bool:
 
 
 @torch.inference_mode()
-def _is_proven(stack: DecodeStack, slot: StepSlot, kernels: Kernels) -> bool:
-    """Runs three requests both ways: what stands between the parts of a layer is not told by its parts."""
+def _is_proven(stack: LayerStack, slot: StepSlot, kernels: Kernels) -> bool:
+    """Runs some requests both ways: what stands between the parts of a layer is not told by its parts."""
     attention = cast(FusedAttention, stack.layers[0].self_attn)
     norm = cast(NativeRmsNorm, stack.layers[0].input_layernorm)
     generator = torch.Generator().manual_seed(0)
     dtype = norm.dtype
-    hidden = torch.randn(1, 3, norm.scale.shape[0], generator=generator).to(dtype)
-    angles = torch.rand(1, 3, attention.head_dim, generator=generator)
-    others = {"position_embeddings": (angles.cos().to(dtype), angles.sin().to(dtype)), "attention_mask": None}
-    items = [BatchItem(token_ids=[0], start=start, block_ids=[block]) for block, start in enumerate((0, 4, 9))]
-    packed = pack_step(items, _BLOCK_SIZE, torch.device("cpu"))
-    size = (len(stack.layers), 2, attention.num_kv_heads, len(items), _BLOCK_SIZE, attention.head_dim)
+    size = (len(stack.layers), 2, attention.num_kv_heads, len(_PROOF), _BLOCK_SIZE, attention.head_dim)
     kv = torch.randn(size, generator=generator).to(dtype)
-    with slot.running(NativeAttention(kv.clone(), kernels).begin(packed.attention)):
+    backends = [NativeAttention(kv.clone(), kernels) for _ in range(2)]
+    items = [
+        BatchItem(token_ids=range(count if backends[0].has_prompts else 1), start=start, block_ids=[block])
+        for block, (start, count) in enumerate(_PROOF)
+    ]
+    packed = pack_step(items, _BLOCK_SIZE, torch.device("cpu"))
+    rows = packed.input_ids.shape[1]
+    hidden = torch.randn(1, rows, norm.scale.shape[0], generator=generator).to(dtype)
+    angles = torch.rand(1, rows, attention.head_dim, generator=generator)
+    others = {"position_embeddings": (angles.cos().to(dtype), angles.sin().to(dtype)), "attention_mask": None}
+    with slot.running(backends[0].begin(packed.attention)):
         together = stack(hidden, **others)
-    with slot.running(NativeAttention(kv.clone(), kernels).begin(packed.attention)):
+    with slot.running(backends[1].begin(packed.attention)):
         apart = stack.one_by_one(hidden, **others)
     return torch.equal(together, apart)
 
