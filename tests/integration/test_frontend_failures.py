@@ -82,12 +82,14 @@ async def _read_into(seen: list[Output], running: Cluster) -> None:
 
 async def test_tokens_that_do_not_agree_end_the_request() -> None:
     """Where the legs name different tokens for one index the request fails instead of showing a wrong one."""
-    script = Script(ANSWER)
-    script.handoff.clear()
-    async with cluster(script) as running:
+    async with cluster(Script(ANSWER)) as running:
         running.decode.script = Script([ANSWER[0] + 1, *ANSWER[1:]])
+        running.decode.script.handoff.clear()
+        outputs = running.generate()
+        assert tokens_of([await anext(outputs)]) == ANSWER[:1]
+        running.decode.script.handoff.set()
         with pytest.raises(Internal, match="do not fit together"):
-            await running.outputs()
+            await anext(outputs)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 32])

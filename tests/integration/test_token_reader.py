@@ -24,6 +24,11 @@ PROMPTS = [list(range(i, i + 10)) for i in range(8)]
 LONG = SamplingParams(temperature=0.0, max_tokens=40)
 
 
+async def held(engine: FakeEngine) -> None:
+    """Waits until the engine stands still after its first step: `hold_next` came to pass."""
+    await until(lambda: not engine.gate.is_set())
+
+
 def counts(server: TierServer) -> tuple[int, int]:
     """Watches, and the requests on them."""
     counters = server.tier.load().counters
@@ -37,6 +42,7 @@ async def test_requests_share_one_watch() -> None:
     async with running(server):
         engine.hold_next()
         tasks = [asyncio.ensure_future(collect(server.decode.decode(work(prompt, LONG)))) for prompt in PROMPTS]
+        await held(engine)
         await until(lambda: counts(server) == (1, len(PROMPTS)))
         assert server.decode.stats() == {"token_watches": 1, "watched_requests": len(PROMPTS)}
         engine.gate.set()
@@ -61,6 +67,7 @@ async def test_tokens_of_a_step_are_one_message() -> None:
         engine.hold_next()
         requests = [request_to_proto(work(prompt, LONG), Place("mine", key)) for key, prompt in enumerate(PROMPTS)]
         calls = [stub.Decode(request, timeout=40) for request in requests]
+        await held(engine)
         await until(lambda: counts(server)[1] == len(PROMPTS))
         engine.gate.set()
         seen: list[int] = []
@@ -81,6 +88,7 @@ async def test_requests_of_a_lost_watch_fail_and_the_next_one_opens_another() ->
     async with running(server):
         engine.hold_next()
         lost = asyncio.ensure_future(collect(server.decode.decode(work(PROMPTS[0], LONG))))
+        await held(engine)
         await until(lambda: counts(server) == (1, 1))
         server.decode._tokens._watch._call.cancel()
         with pytest.raises(PeerUnreachable):
@@ -125,6 +133,7 @@ async def test_an_old_watch_ends_with_its_last_request(monkeypatch: pytest.Monke
     async with running(server):
         engine.hold_next()
         first = asyncio.ensure_future(collect(server.decode.decode(work(PROMPTS[0], LONG))))
+        await held(engine)
         await until(lambda: counts(server) == (1, 1))
         second = asyncio.ensure_future(collect(server.decode.decode(work(PROMPTS[1], LONG))))
         await until(lambda: counts(server) == (2, 2))
