@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from services.common.config import ConfigError
 from services.engine.attention.hook import IMPLEMENTATION, StepSlot, attach_slot, register_attention
 from services.engine.config import EngineConfig
+from services.engine.forward import Forward, choose_forward
 from services.engine.modules import can_pack_linears, fast_linear, swap_modules
 from services.engine.native.fusing import fuse_modules
 from services.engine.native.kernels import DTYPES, Kernels
@@ -35,6 +36,7 @@ class LoadedModel:
     """A rank's model ready to run, and what the engine must know of it; `shape` is that of the rank's part."""
 
     model: PreTrainedModel
+    forward: Forward
     slot: StepSlot
     group_slot: GroupSlot
     config: PreTrainedConfig
@@ -76,7 +78,8 @@ def load_model(config: EngineConfig, progress: Progress, rank: int = 0) -> Loade
         f"decoder layers run {'in one call' if is_stacked else 'one by one'}"
     )
     shape = probe_model(model, slot, device)
-    return LoadedModel(model, slot, group_slot, model_config, shape, dtype, device, kernels)
+    forward = choose_forward(model, slot)
+    return LoadedModel(model, forward, slot, group_slot, model_config, shape, dtype, device, kernels)
 
 
 def _check_built(config: EngineConfig, device: torch.device) -> None:

@@ -4,19 +4,19 @@ Knows neither requests nor sampling. Thread: one, the engine's.
 """
 
 import torch
-from transformers import PreTrainedModel
 
 from services.engine.attention.hook import StepSlot
 from services.engine.attention.interface import AttentionBackend, AttentionStep
+from services.engine.forward import Forward
 from services.engine.packing import PackedStep
 
 
 class Runner:
     """A model joined to an attention backend, whose name is `attention`."""
 
-    def __init__(self, model: PreTrainedModel, slot: StepSlot, backend: AttentionBackend) -> None:
+    def __init__(self, forward: Forward, slot: StepSlot, backend: AttentionBackend) -> None:
         self.attention = backend.name
-        self._model = model
+        self._forward = forward
         self._slot = slot
         self._backend = backend
 
@@ -30,7 +30,4 @@ class Runner:
     ) -> torch.Tensor:
         """Logits of a step whose attention is prepared; ids and positions are [1, T], `logit_rows` [R]."""
         with self._slot.running(step):
-            output = self._model(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=logit_rows
-            )
-        return output.logits[0]
+            return self._forward(input_ids, position_ids, logit_rows)

@@ -30,7 +30,7 @@ def make_runner(
         ConfigError: graphs are wanted, and the model's forward pass cannot be captured.
     """
     backend = make_backend(attention, kv.tensor, loaded.kernels)
-    eager = Runner(loaded.model, loaded.slot, backend)
+    eager = Runner(loaded.forward, loaded.slot, backend)
     if not config.cuda_graphs:
         return eager
     if not isinstance(backend, CapturableBackend):

@@ -7,6 +7,7 @@ probabilities, and the key makes any worker draw the same number. An item whose 
 Source of the generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), Philox 4x64.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def sample_rows(
     if not samples:
         return []
     largest, best = find(logits[: len(samples)])
-    is_sane, best_ids = torch.isfinite(largest).tolist(), best.tolist()
+    is_sane, best_ids = [math.isfinite(one) for one in largest.tolist()], best.tolist()
     plain = {row for row, specs in enumerate(samples) if is_sane[row] and all(map(_is_plain, specs))}
     draws = {
         row: [_Draw(row, spec) for spec in specs if is_sane[row]]

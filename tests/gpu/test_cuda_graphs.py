@@ -71,7 +71,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     dims = (shape.num_layers, 2, shape.num_kv_heads, BLOCKS + SPARE_BLOCKS, block_size, shape.head_dim)
     kv = PagedKv(torch.randn(dims, dtype=torch.bfloat16, device="cuda"))
     backend = make_backend(name, kv.tensor)
-    eager = Runner(loaded.model, loaded.slot, backend)
+    eager = Runner(loaded.forward, loaded.slot, backend)
     return Case(with_graphs(eager, backend, kv, 1024, 12), eager, kv)  # type: ignore[arg-type]
 
 

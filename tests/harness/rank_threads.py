@@ -81,7 +81,7 @@ def sharded_engine(architecture: str, degree: int = 2, dtype: str = "float32", *
         dims = (shape.num_layers, 2, shape.num_kv_heads, NUM_BLOCKS, BLOCK_SIZE, shape.head_dim)
         kv.append(torch.zeros(dims, dtype=loaded.dtype))
         loaded.group_slot.group = RankGroup(rank, links[rank], exchange, WAIT_S)
-        runners.append(Runner(loaded.model, loaded.slot, make_backend(attention, kv[-1], loaded.kernels)))
+        runners.append(Runner(loaded.forward, loaded.slot, make_backend(attention, kv[-1], loaded.kernels)))
     threads = [
         threading.Thread(target=_follow, args=(runner, loaded.group_slot.group), daemon=True)
         for runner, loaded in zip(runners[1:], ranks[1:], strict=True)

@@ -31,7 +31,7 @@ def engine_logits(architecture: str, prompts: list[list[int]], native: bool) -> 
         shape.num_layers, 2, shape.num_kv_heads, 20 * len(prompts), BLOCK, shape.head_dim, dtype=torch.bfloat16
     )
     runner = Runner(
-        loaded.model, loaded.slot, make_backend("gather" if loaded.kernels is None else "native", kv, loaded.kernels)
+        loaded.forward, loaded.slot, make_backend("gather" if loaded.kernels is None else "native", kv, loaded.kernels)
     )
     blocks = [list(range(20 * number, 20 * number + 20)) for number in range(len(prompts))]
     samples = (SampleSpec(sampling=GREEDY, choice=0, index=0),)

@@ -64,7 +64,7 @@ def make_case() -> Case:
     attention = TensorAttention(kv)
     rows = RowShape(BLOCK, WIDTH, BLOCKS)
     buffers = [DecodeBuffers(size, rows, BLOCK * WIDTH, kv.device) for size in SIZES]
-    graphs = GraphRunner(Runner(loaded.model, loaded.slot, attention), buffers, attention)
+    graphs = GraphRunner(Runner(loaded.forward, loaded.slot, attention), buffers, attention)
     captured: list[Compute] = []
 
     def capture(compute: Compute) -> Compute:
@@ -73,7 +73,7 @@ def make_case() -> Case:
         return compute
 
     graphs.record(capture)
-    eager = Runner(loaded.model, loaded.slot, GatherAttention(eager_kv))
+    eager = Runner(loaded.forward, loaded.slot, GatherAttention(eager_kv))
     torch.testing.assert_close(kv[:, :, :, :BLOCKS], eager_kv, rtol=0, atol=0)  # capturing writes into no block
     return Case(graphs, eager, kv, eager_kv, captured)
 

@@ -8,9 +8,10 @@ from services.engine.attention.hook import StepSlot
 from services.engine.attention.select import make_backend
 from services.engine.batch import BatchItem, SampleSpec
 from services.engine.config import EngineConfig
+from services.engine.forward import DirectForward, WholeForward, choose_forward
 from services.engine.load import load_model
 from services.engine.modules import PackedLinear
-from services.engine.native.fusing import fuse_modules
+from services.engine.native.fusing import Echo, fuse_modules
 from services.engine.native.kernels import Kernels
 from services.engine.native.layer_stack import LayerStack
 from services.engine.native.modules import FusedAttention, FusedMlp
@@ -85,10 +86,10 @@ def test_layers_run_in_one_call(
     monkeypatch.setattr(Kernels, "run_layers", lambda *given: (calls.append(1), real(*given)))
     backends = [make_backend("native", kv.clone(), loaded.kernels) for _ in range(2)]
     with torch.inference_mode():
-        together = Runner(loaded.model, loaded.slot, backends[0]).forward(packed)
+        together = Runner(loaded.forward, loaded.slot, backends[0]).forward(packed)
         assert calls == [1]
         monkeypatch.setattr(LayerStack, "forward", LayerStack.one_by_one)
-        apart = Runner(loaded.model, loaded.slot, backends[1]).forward(packed)
+        apart = Runner(loaded.forward, loaded.slot, backends[1]).forward(packed)
     assert calls == [1]
     assert torch.equal(together, apart)
     assert torch.equal(backends[0].kv, backends[1].kv)
@@ -111,3 +112,44 @@ def test_what_differs_for_large_numbers_only_is_left_alone(kernels: Kernels) -> 
     """Clipping does nothing to small numbers; large ones give it away."""
     model = nn.Sequential(_Mlp())
     assert fuse_modules(model, StepSlot(), [], kernels) == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_direct"),
+    [("llama", True), ("mistral", True), ("qwen2", True), ("qwen3", False), ("gemma2", False)],
+)
+def test_what_is_around_the_layers_is_left_out_where_it_does_nothing(
+    kernels: Kernels, architecture: str, is_direct: bool
+) -> None:
+    """Where all layers are one module a pass calls the parts alone, and gives the bits of the model's own forward."""
+    if not kernels.can_multiply:
+        pytest.skip("this processor has no AMX")
+    checkpoint = tiny_checkpoint(architecture, hidden_size=192, intermediate_size=128, head_dim=64)
+    loaded = load_model(EngineConfig(checkpoint=checkpoint, dtype="bfloat16", device="cpu"), lambda line: None)
+    assert isinstance(loaded.forward, DirectForward) == is_direct
+    ids, positions, rows = torch.arange(3, 12)[None], torch.arange(9)[None], torch.tensor([0, 8])
+    with torch.inference_mode(), loaded.slot.running(Echo()):
+        assert torch.equal(loaded.forward(ids, positions, rows), WholeForward(loaded.model)(ids, positions, rows))
+
+
+@pytest.mark.parametrize("part", ["scaled", "capped"])
+def test_what_is_around_the_layers_is_kept_where_it_computes(
+    kernels: Kernels, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that scales embeddings or bends logits between the parts runs through its own forward."""
+    if not kernels.can_multiply:
+        pytest.skip("this processor has no AMX")
+    checkpoint = tiny_checkpoint("llama", hidden_size=192, intermediate_size=128, head_dim=64)
+    loaded = load_model(EngineConfig(checkpoint=checkpoint, dtype="bfloat16", device="cpu"), lambda line: None)
+    inner = type(loaded.model.model) if part == "scaled" else type(loaded.model)
+    real = inner.forward
+
+    def changed(self, *given, **named):
+        if part == "scaled":
+            return real(self, inputs_embeds=2 * self.embed_tokens(named.pop("input_ids")), **named)
+        output = real(self, *given, **named)
+        output.logits = output.logits.tanh()
+        return output
+
+    monkeypatch.setattr(inner, "forward", changed)
+    assert isinstance(choose_forward(loaded.model, loaded.slot), WholeForward)

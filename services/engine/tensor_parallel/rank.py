@@ -55,7 +55,7 @@ def _run(order: RankOrder, loaded: LoadedModel, links: dict[int, Link]) -> None:
     kv = map_tensor(order.kv, shape, getattr(torch, dtype))
     exchange = map_tensor(order.exchange, (exchange_bytes(order.config.tensor_parallel),), torch.uint8)
     group = loaded.group_slot.group = RankGroup(order.rank, links, exchange, order.config.rank_timeout_s)
-    follow(Runner(loaded.model, loaded.slot, make_backend(attention, kv, loaded.kernels)), group)
+    follow(Runner(loaded.forward, loaded.slot, make_backend(attention, kv, loaded.kernels)), group)
 
 
 def _begin(link: Link) -> bytes:
