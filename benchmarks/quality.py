@@ -60,7 +60,7 @@ def _loss(loaded: LoadedModel, document: Sequence[int]) -> float:
     size = (shape.num_layers, 2, shape.num_kv_heads, blocks, CPU_BLOCK_SIZE, shape.head_dim)
     kv = torch.zeros(size, dtype=loaded.dtype)
     name = "gather" if loaded.kernels is None else "native"
-    runner = Runner(loaded.model, loaded.slot, make_backend(name, kv, loaded.kernels))
+    runner = Runner(loaded.forward, loaded.slot, make_backend(name, kv, loaded.kernels))
     item = BatchItem(token_ids=document, start=0, block_ids=range(blocks))
     packed = pack_step([item], CPU_BLOCK_SIZE, loaded.device)
     logits = runner.forward(dataclasses.replace(packed, logit_rows=torch.arange(len(document) - 1)))
