@@ -15,6 +15,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 _PANEL, _HALF, _STEP_BYTES, _TILE_ROW = 32, 16, 64, 64
 _CHUNK_BYTES = 32 << 20
+_HUGE_PAGE = 2 << 20
 
 
 class TileStore:
@@ -35,7 +36,10 @@ class TileStore:
 
     def _take(self, num_bytes: int) -> torch.Tensor:
         if self._free.numel() < num_bytes:
-            self._free = torch.empty(max(num_bytes, _CHUNK_BYTES), dtype=torch.uint8)
+            chunk = torch.empty(max(num_bytes, _CHUNK_BYTES) + _HUGE_PAGE, dtype=torch.uint8)
+            self._free = chunk[
+                -chunk.data_ptr() % _HUGE_PAGE :
+            ]  # what lies before it is on small pages
         taken, self._free = self._free.split((num_bytes, self._free.numel() - num_bytes))
         return taken
 
