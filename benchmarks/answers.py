@@ -87,6 +87,7 @@ class WorkerAnswers:
 
     async def close(self) -> None:
         """See `Answers`."""
+        self._client.close()
         await self._channel.close()
 
 

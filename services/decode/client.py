@@ -46,6 +46,10 @@ class DecodeClient:
                 following.cancel()
                 await asyncio.wait([following])
 
+    def close(self) -> None:
+        """Ends the calls for tokens; the channel is the caller's."""
+        self._tokens.close()
+
     def stats(self) -> dict[str, int]:
         """Calls for tokens that are open, and the requests on them."""
         return self._tokens.stats()

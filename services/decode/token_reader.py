@@ -77,9 +77,13 @@ class Watch:
         self._is_retired = True
         self._end_unused()
 
+    def end(self) -> None:
+        """Ends the call; requests on it fail."""
+        self._call.cancel()
+
     def _end_unused(self) -> None:
         if self._is_retired and not self._readings:
-            self._call.cancel()
+            self.end()
 
     async def _read(self) -> None:
         error: BatonError = PeerUnreachable(f"{self._peer} stops and sends no more tokens; another worker may")
@@ -109,6 +113,7 @@ class TokenReader:
         self._watch: Watch | None = None
         self._watches: list[Watch] = []  # the old ones, too, until their last requests end
         self._is_served = True
+        self._is_closed = False
         self._opening = asyncio.Lock()
 
     @contextlib.asynccontextmanager
@@ -127,6 +132,15 @@ class TokenReader:
             reading.close()
             if watch is not None and place is not None:
                 watch.leave(place)
+
+    def close(self) -> None:
+        """Ends every watch, and with it the requests on it; idempotent.
+
+        Closing their channel does not: gRPC leaves a stream that has begun to its server.
+        """
+        self._is_closed = True
+        for watch in self._watches:
+            watch.end()
 
     def stats(self) -> dict[str, int]:
         """Open watches and the requests on them."""
@@ -159,11 +173,14 @@ class TokenReader:
         try:
             with rpc_errors(self._peer):
                 first = await call.read()
+            if first is grpc.aio.EOF or self._is_closed:
+                raise PeerUnreachable(f"{self._peer} stops and sends no more tokens; another worker may")
         except PeerIncompatible:
             self._is_served = False
             return None
-        if first is grpc.aio.EOF:
-            raise PeerUnreachable(f"{self._peer} stops and sends no more tokens; another worker may")
+        except BaseException:
+            call.cancel()
+            raise
         watch = Watch(watch_id, call, self._parts, self._peer)
         self._watches = [*(old for old in self._watches if not old.is_over), watch]
         return watch

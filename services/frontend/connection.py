@@ -23,5 +23,6 @@ class Connection:
 
     async def close(self) -> None:
         """Ends every call to the worker and frees the channels."""
+        self.decode.close()
         await self._channel.close()
         await self.tickets.close()

@@ -16,6 +16,7 @@ from services.decode import reading, token_reader
 from services.decode.client import DecodeClient
 from services.decode.convert import request_to_proto
 from services.decode.place import Place
+from services.frontend.connection import Connection
 from tests.harness.fake_engine import FakeEngine, expected_tokens
 from tests.harness.scripted_workers import Script, ScriptedWorker
 from tests.harness.tiers import TierServer, collect, ids, running, until, work
@@ -98,6 +99,32 @@ async def test_requests_of_a_lost_watch_fail_and_the_next_one_opens_another() ->
         assert ids(tokens[0]) == expected_tokens(PROMPTS[1], LONG, 40)
         await until(lambda: counts(server) == (1, 0))
         await server.settled(lambda: server.blocks_held == 0)
+
+
+@pytest.mark.parametrize("when", ["at rest", "in a request"])
+async def test_who_lets_go_of_a_worker_leaves_no_watch_there(when: str) -> None:
+    """Also where the worker lives on: closing a channel does not end a stream that has begun."""
+    engine = FakeEngine()
+    server = TierServer(Tier.COLOCATED, engine)
+    async with running(server):
+        connection = Connection(server.info, max_message_bytes=2**20)
+        await collect(connection.decode.decode(work(PROMPTS[0], LONG)))
+        assert counts(server) == (1, 0)
+        engine.hold_next()
+        rest = asyncio.ensure_future(collect(connection.decode.decode(work(PROMPTS[1], LONG))))
+        if when == "at rest":
+            engine.on_step = None
+            await rest
+        else:
+            await held(engine)
+        await connection.close()
+        if when != "at rest":
+            with pytest.raises(PeerUnreachable):
+                await rest
+            engine.gate.set()
+        await until(lambda: counts(server) == (0, 0))
+        await server.settled(lambda: server.blocks_held == 0)
+        await until(lambda: not any(connection.decode.stats().values()))
 
 
 async def test_who_leaves_too_much_unread_gets_an_error_after_what_it_read(monkeypatch: pytest.MonkeyPatch) -> None:

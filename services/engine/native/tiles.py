@@ -37,9 +37,7 @@ class TileStore:
     def _take(self, num_bytes: int) -> torch.Tensor:
         if self._free.numel() < num_bytes:
             chunk = torch.empty(max(num_bytes, _CHUNK_BYTES) + _HUGE_PAGE, dtype=torch.uint8)
-            self._free = chunk[
-                -chunk.data_ptr() % _HUGE_PAGE :
-            ]  # what lies before it is on small pages
+            self._free = chunk[-chunk.data_ptr() % _HUGE_PAGE :]  # what lies before it is on small pages
         taken, self._free = self._free.split((num_bytes, self._free.numel() - num_bytes))
         return taken
 
