@@ -45,8 +45,8 @@ class _CutDecode:
         self._client = client
         self._cuts = cuts
 
-    def stats(self) -> dict[str, int]:
-        return self._client.stats()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
     async def decode(self, request: WorkRequest) -> AsyncIterator[DecodeEvent]:
         left = self._cuts.next()
