@@ -38,7 +38,7 @@ class DirectForward:
 
     Raises:
         AttributeError: the model has other parts.
-        TypeError: its layers are not one module.
+        TypeError, ValueError: its layers are not one module.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
