@@ -68,6 +68,7 @@ async def _row(worker: RunningWorker, case: Case, steps: int) -> dict[str, float
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
+            client.close()
     if not is_whole:
         error = next((each for each in ended if isinstance(each, Exception)), None)
         raise error or ConfigError(f"a request ended before all {case.batch} ran at once; take fewer or shorter ones")

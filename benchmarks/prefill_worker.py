@@ -5,6 +5,7 @@ All prompts of a case are sent at once, each for one token; time is taken until 
 
 import argparse
 import asyncio
+import contextlib
 import statistics
 import time
 
@@ -60,6 +61,7 @@ async def _first_token(worker: RunningWorker, request: WorkRequest) -> StageTime
     if worker.info.tier is Tier.PREFILL:
         return (await PrefillClient(worker.channel, worker.peer).prefill(request)).stages
     stages = StageTimes()
-    async for event in DecodeClient(worker.channel, worker.peer).decode(request):
-        stages = event.summary.stages if event.summary else stages
+    with contextlib.closing(DecodeClient(worker.channel, worker.peer)) as client:
+        async for event in client.decode(request):
+            stages = event.summary.stages if event.summary else stages
     return stages

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from services.engine.attention.hook import StepSlot
-from services.engine.native.fusing import Echo
+from services.engine.native.fusing import EchoStep
 from services.engine.native.layer_stack import LayerStack
 
 # ids [1, T], positions [1, T] and rows [R] among them to logits [R, vocab_size]; the slot has the step.
@@ -70,8 +70,8 @@ def choose_forward(model: PreTrainedModel, slot: StepSlot) -> Forward:
 def _some_logits(forward: Forward, model: PreTrainedModel, slot: StepSlot) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.get_text_config().vocab_size, (1, _TOKENS), generator=generator)
-    positions = torch.randint(1000, (1, _TOKENS), generator=generator)
-    with slot.running(Echo()):
+    positions = torch.randint(64, (1, _TOKENS), generator=generator)
+    with slot.running(EchoStep()):
         return forward(
             ids.to(model.device), positions.to(model.device), torch.tensor([2, _TOKENS - 1]).to(model.device)
         )

@@ -11,7 +11,7 @@ from services.engine.config import EngineConfig
 from services.engine.forward import DirectForward, WholeForward, choose_forward
 from services.engine.load import load_model
 from services.engine.modules import PackedLinear
-from services.engine.native.fusing import Echo, fuse_modules
+from services.engine.native.fusing import EchoStep, fuse_modules
 from services.engine.native.kernels import Kernels
 from services.engine.native.layer_stack import LayerStack
 from services.engine.native.modules import FusedAttention, FusedMlp
@@ -128,7 +128,7 @@ def test_what_is_around_the_layers_is_left_out_where_it_does_nothing(
     loaded = load_model(EngineConfig(checkpoint=checkpoint, dtype="bfloat16", device="cpu"), lambda line: None)
     assert isinstance(loaded.forward, DirectForward) == is_direct
     ids, positions, rows = torch.arange(3, 12)[None], torch.arange(9)[None], torch.tensor([0, 8])
-    with torch.inference_mode(), loaded.slot.running(Echo()):
+    with torch.inference_mode(), loaded.slot.running(EchoStep()):
         assert torch.equal(loaded.forward(ids, positions, rows), WholeForward(loaded.model)(ids, positions, rows))
 
 

@@ -22,7 +22,7 @@ _TOKENS = 5
 _REFUSED = (TypeError, ValueError, RuntimeError, AttributeError, UnsupportedAttention)
 
 
-class Echo:
+class EchoStep:
     """Stands where a step of a backend would; what it returns tells all that it was given apart."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ def _fused_attention(
     def run(module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         angles = torch.rand(1, _TOKENS, head_dim, generator=_generator()).mul_(6)
         turns = angles.cos().to(hidden.dtype), angles.sin().to(hidden.dtype)
-        echo = Echo()
+        echo = EchoStep()
         with slot.running(echo):
             mixed = module(hidden_states=hidden, position_embeddings=turns, attention_mask=None)[0]
         if echo.options != layers[index]:

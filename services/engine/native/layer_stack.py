@@ -15,7 +15,7 @@ from services.engine.attention.hook import StepSlot
 from services.engine.attention.native import NativeAttention, NativeStep
 from services.engine.batch import BatchItem
 from services.engine.native.kernels import Kernels
-from services.engine.native.modules import FusedAttention, FusedMlp, NativeLinear, NativeRmsNorm
+from services.engine.native.modules import FusedAttention, FusedMlp, NativeLinear, NativeRmsNorm, is_native
 from services.engine.packing import pack_step
 from services.engine.quantized import QuantizedLinear
 
@@ -108,10 +108,7 @@ def _fits(layer: nn.Module) -> bool:
     if not isinstance(attention, FusedAttention) or not isinstance(mlp, FusedMlp):
         return False
     linears: tuple[nn.Module, ...] = (attention.qkv, attention.o_proj, mlp.gate_up, mlp.down_proj)
-    return all(
-        isinstance(linear, NativeLinear) or (isinstance(linear, QuantizedLinear) and linear.is_native)
-        for linear in linears
-    )
+    return all(is_native(linear) for linear in linears)
 
 
 @torch.inference_mode()

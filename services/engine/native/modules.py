@@ -3,7 +3,7 @@
 On CPU, in float32 or bfloat16. Thread: one, the engine's.
 """
 
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import nn
@@ -77,9 +77,7 @@ class FusedMlp(nn.Module):
 
     def _gated(self, hidden: torch.Tensor) -> torch.Tensor:
         linear = cast(nn.Module, self.gate_up)
-        if isinstance(linear, NativeLinear) or (isinstance(linear, QuantizedLinear) and linear.is_native):
-            return linear.gated(hidden)
-        return self._kernels.silu_gate(linear(hidden))
+        return linear.gated(hidden) if is_native(linear) else self._kernels.silu_gate(linear(hidden))
 
 
 class FusedAttention(nn.Module):
@@ -108,6 +106,11 @@ class FusedAttention(nn.Module):
         query, key, value = by_head[: self.num_heads], by_head[self.num_heads : turned], by_head[turned:]
         mixed = self._slot.step.attend(query, key, value, self.options)
         return self.o_proj(mixed.view(1, tokens, -1)), None
+
+
+def is_native(linear: nn.Module) -> TypeGuard[NativeLinear | QuantizedLinear]:
+    """Whether our own kernels compute the products of a layer."""
+    return isinstance(linear, NativeLinear) or (isinstance(linear, QuantizedLinear) and linear.is_native)
 
 
 def join(linears: list[nn.Linear]) -> nn.Linear:
